@@ -1,0 +1,120 @@
+"""The command-line options of the scripts: names and defaults as published, additions marked where they differ.
+
+Light on purpose: --help and a mistyped option must answer before torch is imported.
+"""
+
+import argparse
+
+
+def training_parser() -> argparse.ArgumentParser:
+    """Options of train.py."""
+    parser = _parser("Fine-tune GPT or GPT-2 into a dialog agent with a persona (TransferTransfo).")
+    data = parser.add_argument_group("data")
+    add_data_options(data)
+    data.add_argument("--num_candidates", type=positive_int, default=2,
+                      help="candidate replies per training example, gold included; validation uses all")  # fmt: skip
+    data.add_argument("--max_history", type=non_negative_int, default=2,
+                      help="exchanges kept before the turn to answer (2 * max_history + 1 utterances)")  # fmt: skip
+    data.add_argument("--personality_permutations", type=positive_int, default=1,
+                      help="times each training dialog is seen an epoch, its persona sentences rotated")  # fmt: skip
+    data.add_argument("--num_workers", type=non_negative_int, default=0, help="processes that prepare batches ahead")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", "--model_checkpoint", dest="model_checkpoint", default="openai-gpt", metavar="MODEL",
+                       help="folder, URL of an archive, short name (openai-gpt, gpt2, gpt2-medium, ...) or hub name")  # fmt: skip
+    model.add_argument("--from_scratch", action="store_true",
+                       help="draw new weights; MODEL then needs config.json and vocabulary only")  # fmt: skip
+    model.add_argument("--tokenization", choices=["spacy", "bert"],
+                       help="how GPT splits words, for a checkpoint that does not record it (default: spacy)")  # fmt: skip
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--train_batch_size", type=positive_int, default=4, help="examples per forward pass")
+    training.add_argument("--valid_batch_size", type=positive_int, default=4, help="examples per forward pass")
+    training.add_argument("--gradient_accumulation_steps", type=positive_int, default=8,
+                          help="forward passes per update")  # fmt: skip
+    training.add_argument("--lr", type=positive_float, default=6.25e-5, help="learning rate at its highest")
+    training.add_argument("--warmup", type=non_negative_int, default=0,
+                          help="updates during which the learning rate rises; after them it falls to zero")  # fmt: skip
+    training.add_argument("--lm_coef", type=non_negative_float, default=1.0, help="weight of the language-model loss")
+    training.add_argument("--mc_coef", type=non_negative_float, default=1.0, help="weight of the candidate loss")
+    training.add_argument("--max_norm", type=positive_float, default=1.0, help="gradients of an update are cut to it")
+    training.add_argument("--n_epochs", type=positive_int, default=3, help="passes over the training data")
+    training.add_argument("--max_updates", type=non_negative_int, default=0,
+                          help="stop after so many updates, 0: no limit; the learning rate falls to zero there")  # fmt: skip
+    training.add_argument("--eval_before_start", action="store_true", help="validate once before the first update")
+    training.add_argument("--seed", type=int, default=42, help="of weights, dropout and the order of the examples")
+
+    machine = parser.add_argument_group("machine and output")
+    add_device_option(machine)
+    machine.add_argument("--fp16", default="", choices=["", "O0", "O1", "O2", "O3"], help="apex-style precision level")
+    machine.add_argument("--local_rank", "--local-rank", type=int, default=-1,
+                         help="set by torch.distributed.launch; LOCAL_RANK in the environment does the same")  # fmt: skip
+    machine.add_argument("--output_dir", default="", metavar="DIR",
+                         help="run folder (default: runs/<date>_<time>_<host>_<model>)")  # fmt: skip
+    return parser
+
+
+def new_model_parser() -> argparse.ArgumentParser:
+    """Options of new_model.py."""
+    parser = _parser("Write config.json and a vocabulary for a model to be trained from scratch.")
+    parser.add_argument("folder", help="where to write them")
+    parser.add_argument("--family", choices=["openai-gpt", "gpt2"], default="openai-gpt", help="kind of model")
+    parser.add_argument("--dataset_path", default="", metavar="DATA", help="what the vocabulary is learned from")
+    parser.add_argument("--vocab_size", type=positive_int, default=10_000, help="entries of the vocabulary at most")
+    parser.add_argument("--vocabulary", default="", metavar="DIR", help="take this folder's vocabulary instead")
+    parser.add_argument("--n_layer", type=positive_int, default=4, help="layers")
+    parser.add_argument("--n_embd", type=positive_int, default=256, help="width")
+    parser.add_argument("--n_head", type=positive_int, default=4, help="attention heads")
+    parser.add_argument("--n_positions", type=positive_int, default=512, help="longest input, in tokens")
+    parser.add_argument("--dropout", type=non_negative_float, default=0.1, help="dropout everywhere")
+    return parser
+
+
+def add_data_options(group) -> None:
+    """Add where dialogs come from and where their tokens are kept."""
+    group.add_argument("--dataset_path", default="", metavar="DATA",
+                       help='file, folder, TRAIN,VALID or URL, JSON or ParlAI text; "" downloads PersonaChat, '
+                            '"example" is the embedded set')  # fmt: skip
+    group.add_argument("--dataset_cache", default="./dataset_cache.bin", metavar="PREFIX",
+                       help='path prefix of the token cache; "" keeps it in memory')  # fmt: skip
+
+
+def add_device_option(group) -> None:
+    group.add_argument("--device", default="", help='"cuda", "cpu", ... (default: cuda where there is one)')
+
+
+def non_negative_int(text: str) -> int:
+    return _number(text, int, "a whole number of at least 0", lambda value: value >= 0)
+
+
+def positive_int(text: str) -> int:
+    return _number(text, int, "a whole number of at least 1", lambda value: value >= 1)
+
+
+def non_negative_float(text: str) -> float:
+    return _number(text, float, "a number of at least 0", lambda value: 0 <= value < float("inf"))
+
+
+def positive_float(text: str) -> float:
+    return _number(text, float, "a number above 0", lambda value: 0 < value < float("inf"))
+
+
+def _number(text: str, kind: type, wanted: str, holds):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not holds(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Reports a wrong option in one line, without the usage of dozens of options around it."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    return _OneLineParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)

@@ -1,0 +1,85 @@
+"""Where a checkpoint's files are: a local folder, the URL of an archive, or a name on the Hugging Face hub."""
+
+import json
+import os
+from pathlib import Path
+
+from download import fetch_archive, is_url
+from errors import UserError
+
+SHORT_NAMES = {
+    "openai-gpt": "openai-community/openai-gpt",
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+}
+VOCABULARY_FILES = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "added_tokens.json"]
+
+
+def locate_checkpoint(path_or_name: str | Path) -> Path:
+    """Return the local folder of a checkpoint, downloading it first where needed.
+
+    `path_or_name` is a folder, a URL of a .tar.gz or .zip archive, a short name ("openai-gpt", "gpt2", "gpt2-medium",
+    ...) or OWNER/NAME on the hub. Raises UserError when there is no such folder and none can be had.
+    """
+    text = str(path_or_name)
+    if is_url(text):
+        return fetch_archive(text, advice="Give --model_checkpoint a local folder instead.")
+    folder = Path(os.path.expanduser(text))
+    if os.path.isdir(folder):
+        return folder
+    if os.path.exists(folder):
+        raise UserError(f"{text} is a file; give the folder that holds config.json and the weights.")
+    return _download_from_hub(text)
+
+
+def read_config(folder: Path) -> dict:
+    """Return config.json of a checkpoint folder as a dict; UserError where it is missing or no JSON object."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: is it a checkpoint folder? It needs config.json, vocab.json, "
+                        "merges.txt and model.safetensors.")  # fmt: skip
+    return read_json_object(path)
+
+
+def read_json_object(path: Path) -> dict:
+    """Return the JSON object in `path`; UserError naming line and column where it is malformed."""
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a JSON {type(value).__name__}; an object is needed.")
+    return value
+
+
+def read_text(path: Path) -> str:
+    """Return the text in `path`; UserError where it cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+
+
+def _download_from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repository = SHORT_NAMES.get(name, name)
+    advice = "Give --model_checkpoint a local folder with config.json, vocab.json, merges.txt and weights."
+    small_files = ["config.json", *VOCABULARY_FILES]
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=[*small_files, "model.safetensors"]))
+        if not (folder / "model.safetensors").exists():
+            folder = Path(snapshot_download(repository, allow_patterns=[*small_files, "pytorch_model.bin"]))
+        return folder
+    except HFValidationError as error:
+        raise UserError(f"{name}: there is no such folder, and it is not a name on the hub. {advice}") from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(f"{name}: there is no such folder, and the hub cannot be reached for {repository}, which is "
+                        f"not in its cache either. {advice}") from error  # fmt: skip
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{name}: there is no such folder, and {repository} cannot be had from the hub ({reason}). "
+                        f"{advice}") from error  # fmt: skip

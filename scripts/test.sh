@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Everything a change must pass: installs what is missing, checks style, runs the tests (not those marked slow).
+#
+#   bash scripts/test.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+use_environment requirements-dev.txt
+# The reference implementation of the parity tests: without its dependencies, which are in requirements-dev.txt.
+"$PYTHON" -c "import pytorch_transformers" 2>/dev/null ||
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps pytorch-transformers==1.2.0
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+"$PYTHON" -m pytest "$@"
