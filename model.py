@@ -120,18 +120,24 @@ class Conv1D(nn.Module):
 class Attention(nn.Module):
     """Multi-head scaled-dot-product attention; `forward` stops before the output projection (see Block)."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
+        self.layer = layer
         self.n_head = config.n_head
         self.dropout = config.attn_pdrop
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return the heads' results (B, T, D) for x (B, T, D) where mask (B, 1, T, T) is True for what a row sees."""
+    def forward(self, x: Tensor, mask: Tensor, cache=None) -> Tensor:
+        """Return the heads' results (B, T, D) for x (B, T, D) where mask (B, 1, T, K) is True for what a row sees.
+
+        K is T, or T and what `cache` (see Transformer) holds already.
+        """
         batch, length, width = x.shape
         qkv = self.c_attn(x).view(batch, length, 3, self.n_head, width // self.n_head)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer)
         dropout = self.dropout if self.training else 0.0
         heads = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         return heads.transpose(1, 2).reshape(batch, length, width)
@@ -153,18 +159,18 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One transformer layer: GPT normalises after each residual sum, GPT-2 before each sub-layer."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.norm_first = config.family == "gpt2"
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attn = Attention(config)
+        self.attn = Attention(config, layer)
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, mask: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, rows: Tensor | None = None, cache=None) -> Tensor:
         """Map x (B, T, D) to (B, T, D), or, given `rows` (R,) into the flattened B * T, to just those (R, D)."""
-        attended = self.attn(self.ln_1(x) if self.norm_first else x, mask)
+        attended = self.attn(self.ln_1(x) if self.norm_first else x, mask, cache)
         if rows is not None:  # beyond attention every row stands alone: skip those nobody reads
             x, attended = x.flatten(0, 1)[rows], attended.flatten(0, 1)[rows]
         x = x + self.dropout(self.attn.c_proj(attended))
@@ -182,20 +188,30 @@ class Transformer(nn.Module):
         self.tokens_embed = nn.Embedding(config.vocab_size, config.n_embd)
         self.positions_embed = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         if config.family == "gpt2":
             self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, mask: Tensor, rows: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        mask: Tensor,
+        rows: Tensor | None = None,
+        cache=None,
     ) -> Tensor:
-        """Return hidden states (B, T, D) of ids (B, T) under mask (B, 1, T, T); only (R, D) where `rows` are given."""
+        """Return hidden states (B, T, D) of ids (B, T) under mask (B, 1, T, K); only (R, D) where `rows` are given.
+
+        `cache` holds the keys and values of earlier positions and takes in those of these: an object whose
+        `update(key, value, layer)` returns all so far, such as transformers' DynamicCache.
+        """
         # Token types share the token embedding: <speaker1> and <speaker2> mark who speaks at every position.
         x = self.tokens_embed(input_ids) + self.positions_embed(position_ids) + self.tokens_embed(token_type_ids)
         x = self.drop(x)
         for block in self.h[:-1]:
-            x = block(x, mask)
-        x = self.h[-1](x, mask, rows)
+            x = block(x, mask, cache=cache)
+        x = self.h[-1](x, mask, rows, cache)
         return self.ln_f(x) if hasattr(self, "ln_f") else x
 
 
@@ -270,15 +286,17 @@ class DoubleHeadsModel(nn.Module):
         nn.init.zeros_(self.multiple_choice_head.summary.bias)
 
 
-def tree_mask(branch_ids: Tensor) -> Tensor:
-    """Return who sees whom, (B, 1, T, T) bool, for branch_ids (B, T): 0 context, k the k-th candidate, -1 padding.
+def tree_mask(branch_ids: Tensor, n_queries: int | None = None) -> Tensor:
+    """Return who sees whom, (B, 1, Q, T) bool, for branch_ids (B, T): 0 context, k the k-th candidate, -1 padding.
 
-    A row sees itself and the rows before it that are context or of its own branch. Padding sees padding: a row that sees
+    The rows are the last `n_queries` positions, by default all: with a cache, those before need no computing. A row
+    sees itself and what stands before it that is context or of its own branch. Padding sees padding: a row that sees
     nothing would be NaN.
     """
     length = branch_ids.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=branch_ids.device).tril()
-    rows, columns = branch_ids[:, :, None], branch_ids[:, None, :]
+    n_queries = length if n_queries is None else n_queries
+    causal = torch.ones(length, length, dtype=torch.bool, device=branch_ids.device).tril()[length - n_queries :]
+    rows, columns = branch_ids[:, length - n_queries :, None], branch_ids[:, None, :]
     visible = (rows == columns) | ((columns == 0) & (rows > 0))
     return (visible & causal)[:, None]
 

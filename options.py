@@ -54,6 +54,69 @@ def training_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def chat_parser() -> argparse.ArgumentParser:
+    """Options of interact.py."""
+    parser = _parser("Chat in the terminal with a fine-tuned dialog agent.")
+    model = parser.add_argument_group("model and persona")
+    add_checkpoint_options(model)
+    add_data_options(model)
+    add_device_option(model)
+    model.add_argument("--personality", nargs="+", default=[], metavar="SENTENCE",
+                       help="the persona, a sentence each, or a text file with a sentence a line")  # fmt: skip
+    model.add_argument("--no_personality", action="store_true", help="chat without a persona")
+    add_decoding_options(parser.add_argument_group("decoding"))
+    return parser
+
+
+def evaluation_parser() -> argparse.ArgumentParser:
+    """Options of convai_evaluation.py."""
+    parser = _parser("Score a checkpoint on the ConvAI2 task: hits@1, perplexity and F1, with ParlAI or without.")
+    task = parser.add_argument_group("task")
+    task.add_argument(
+        "--eval_type", nargs="+", choices=["hits@1", "ppl", "f1"], default=["hits@1"], help="what to measure"
+    )
+    task.add_argument("--dataset_path", default="", metavar="DATA",
+                      help="evaluate on this data without ParlAI (any form that train.py reads); "
+                           '"" is ParlAI\'s convai2 task')  # fmt: skip
+    task.add_argument("--batch_size", type=positive_int, default=16, help="examples at once; does not change results")
+    task.add_argument("--output", default="", metavar="FILE", help="also write the figures to this JSON file")
+    model = parser.add_argument_group("model")
+    add_checkpoint_options(model)
+    add_device_option(model)
+    add_decoding_options(parser.add_argument_group("decoding (F1)"))
+    return parser
+
+
+def add_checkpoint_options(group) -> None:
+    """Add which fine-tuned model is used, and how its input is built."""
+    group.add_argument("--model", default="openai-gpt", metavar="MODEL",
+                       help='folder of a fine-tuned model; "openai-gpt" is the released one, downloaded once')  # fmt: skip
+    group.add_argument("--model_checkpoint", default="", metavar="MODEL", help="the same; wins over --model")
+    group.add_argument("--tokenization", choices=["spacy", "bert"],
+                       help="how GPT splits words, for a checkpoint that does not record it (default: spacy)")  # fmt: skip
+    group.add_argument("--max_history", type=non_negative_int, default=2,
+                       help="exchanges kept before the turn to answer (2 * max_history + 1 utterances)")  # fmt: skip
+
+
+def add_decoding_options(group) -> None:
+    """Add how replies are chosen; the values are checked by decoding.DecodingSettings."""
+    group.add_argument("--no_sample", action="store_true", help="always take the likeliest token (greedy)")
+    group.add_argument("--max_length", type=positive_int, default=20, help="longest reply, in tokens")
+    group.add_argument("--min_length", type=non_negative_int, default=1, help="shortest reply, in tokens")
+    group.add_argument("--temperature", type=positive_float, default=0.7, help="below 1 sharpens, above flattens")
+    group.add_argument("--top_k", type=non_negative_int, default=0, help="sample among the k likeliest; 0: no limit")
+    group.add_argument("--top_p", type=non_negative_float, default=0.9,
+                       help="sample among the likeliest that make up this probability; 0: no limit")  # fmt: skip
+    group.add_argument("--num_beams", type=positive_int, default=1, help="beam search where above 1")
+    group.add_argument("--no_repeat_ngram_size", type=non_negative_int, default=0,
+                       help="no n-gram of this length twice in a reply; 0: no limit")  # fmt: skip
+    group.add_argument("--length_penalty", type=non_negative_float, default=1.0,
+                       help="beams are compared by log-probability / length ** this")  # fmt: skip
+    group.add_argument(
+        "--seed", type=int, default=None, help="of sampled replies (42 if not given) and of the persona drawn"
+    )
+
+
 def new_model_parser() -> argparse.ArgumentParser:
     """Options of new_model.py."""
     parser = _parser("Write config.json and a vocabulary for a model to be trained from scratch.")

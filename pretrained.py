@@ -64,7 +64,7 @@ def read_text(path: Path) -> str:
 
 def _download_from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     repository = SHORT_NAMES.get(name, name)
     advice = "Give --model_checkpoint a local folder with config.json, vocab.json, merges.txt and weights."
@@ -79,7 +79,7 @@ def _download_from_hub(name: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise UserError(f"{name}: there is no such folder, and the hub cannot be reached for {repository}, which is "
                         f"not in its cache either. {advice}") from error  # fmt: skip
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # of the hub, of the disk, and of an HTTP library that changes between versions
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"{name}: there is no such folder, and {repository} cannot be had from the hub ({reason}). "
                         f"{advice}") from error  # fmt: skip

@@ -23,7 +23,7 @@ SPECIAL_TOKENS = ("<bos>", "<eos>", "<speaker1>", "<speaker2>", "<pad>")
 UNKNOWN_TOKEN = "<unk>"
 PRE_TOKENIZATIONS = ("spacy", "bert")
 
-# Decoding undoes the spaces that word splitting put before punctuation and contractions: "do n't", or "don ' t" by bert.
+# Decoding undoes the spaces that word splitting put before punctuation and contractions: "do n't"; by bert "don ' t".
 _SPACE_BEFORE_PUNCTUATION = re.compile(r" (?=[.?!,])")
 _SPLIT_CONTRACTION = re.compile(r" (?:n't|' ?(?:s|m|re|ve|ll|d|t))\b")
 
@@ -234,7 +234,7 @@ def _ftfy_and_spacy() -> tuple[Callable, Callable]:
 
 
 def join_surrogates(text: str) -> str:
-    """Join surrogate pairs and replace lone halves by U+FFFD: JSON and terminals let them in, tokenizers refuses them."""
+    """Join surrogate pairs and replace lone halves by U+FFFD: JSON and terminals let them in, tokenizers does not."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -281,10 +281,11 @@ def _parse_tokenizer_json(path: Path) -> tuple[dict[str, int], list, dict[str, i
     """Return vocabulary, merges and added tokens of a file of the tokenizers library."""
     content = read_json_object(path)
     model = content.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE":
+    vocab, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
+    if not isinstance(vocab, dict) or not isinstance(merges, list):
         raise UserError(f"{path} holds no BPE vocabulary; GPT and GPT-2 need one.")
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    return model["vocab"], merges, {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+    return vocab, merges, {token["content"]: token["id"] for token in content.get("added_tokens", [])}
 
 
 def _check_vocabulary(folder: Path, vocab: dict[str, int], merges: list[tuple[str, ...]]) -> None:

@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader
 
 from model import DoubleHeadsModel, load_model, save_model
 from pretrained import locate_checkpoint
+from store import DialogSplit, TokenIds
 from tokenization import DialogTokenizer, load_tokenizer
 from updates import TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
 from utils import TreeBatch, collate_trees, get_dataset
@@ -45,6 +46,7 @@ from utils import TreeBatch, collate_trees, get_dataset
 logger = logging.getLogger("train")
 
 N_SAMPLE_DIALOGS = 4
+N_STORED_PERSONAS = 100
 
 
 @report_user_errors
@@ -64,7 +66,7 @@ def main() -> None:
     limit_training(trainer, train_loader.batch_sampler, n_updates)
     attach_progress(trainer, evaluator)
     attach_validation(args, trainer, evaluator, valid_loader)
-    run = create_run_folder(args, tokenizer)
+    run = create_run_folder(args, tokenizer, train_loader.dataset.split)
     attach_checkpoints(trainer, evaluator, model, tokenizer, run)
     with attach_tensorboard(trainer, evaluator, optimizer, run) as board:
         attach_sample_dialogs(evaluator, trainer, model, valid_loader.dataset, board)
@@ -293,8 +295,11 @@ def attach_validation(args: Namespace, trainer: Engine, evaluator: Engine, valid
         trainer.add_event_handler(Events.STARTED, validate)
 
 
-def create_run_folder(args: Namespace, tokenizer: DialogTokenizer) -> Path:
-    """Make the folder of this run, named by time, host and model, with readable arguments and the vocabulary."""
+def create_run_folder(args: Namespace, tokenizer: DialogTokenizer, train: DialogSplit) -> Path:
+    """Make the folder of this run, named by time, host and model.
+
+    It holds readable arguments, the vocabulary, and a sample of personas, so that the chat needs no data set.
+    """
     model_name = re.sub(r"[^\w.-]+", "_", Path(args.model_checkpoint).name) or "model"
     name = f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}_{model_name}"
     run = Path(args.output_dir or Path("runs") / name)
@@ -302,12 +307,19 @@ def create_run_folder(args: Namespace, tokenizer: DialogTokenizer) -> Path:
         run.mkdir(parents=True, exist_ok=True)
         (run / "arguments.json").write_text(json.dumps(vars(args), indent=2, sort_keys=True) + "\n")
         tokenizer.save(run)
+        personas = [[tokenizer.decode(sentence) for sentence in persona] for persona in sample_personas(train)]
+        (run / "personas.json").write_text(json.dumps(personas, ensure_ascii=False, indent=1) + "\n")
     except OSError as error:
         raise UserError(
             f"the run folder {run} cannot be written ({error.strerror}); choose another --output_dir."
         ) from error
     logger.info("run folder: %s", run)
     return run
+
+
+def sample_personas(split: DialogSplit) -> list[list[TokenIds]]:
+    dialogs = random.Random(0).sample(range(split.n_dialogs), min(N_STORED_PERSONAS, split.n_dialogs))
+    return [persona for persona in map(split.persona, dialogs) if persona]
 
 
 def attach_checkpoints(
