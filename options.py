@@ -11,46 +11,83 @@ def training_parser() -> argparse.ArgumentParser:
     parser = _parser("Fine-tune GPT or GPT-2 into a dialog agent with a persona (TransferTransfo).")
     data = parser.add_argument_group("data")
     add_data_options(data)
-    data.add_argument("--num_candidates", type=positive_int, default=2,
-                      help="candidate replies per training example, gold included; validation uses all")  # fmt: skip
-    data.add_argument("--max_history", type=non_negative_int, default=2,
-                      help="exchanges kept before the turn to answer (2 * max_history + 1 utterances)")  # fmt: skip
-    data.add_argument("--personality_permutations", type=positive_int, default=1,
-                      help="times each training dialog is seen an epoch, its persona sentences rotated")  # fmt: skip
+    data.add_argument(
+        "--num_candidates",
+        type=positive_int,
+        default=2,
+        help="candidate replies per training example, gold included; validation uses all",
+    )
+    data.add_argument(
+        "--max_history",
+        type=non_negative_int,
+        default=2,
+        help="exchanges kept before the turn to answer (2 * max_history + 1 utterances)",
+    )
+    data.add_argument(
+        "--personality_permutations",
+        type=positive_int,
+        default=1,
+        help="times each training dialog is seen an epoch, its persona sentences rotated",
+    )
     data.add_argument("--num_workers", type=non_negative_int, default=0, help="processes that prepare batches ahead")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--model", "--model_checkpoint", dest="model_checkpoint", default="openai-gpt", metavar="MODEL",
-                       help="folder, URL of an archive, short name (openai-gpt, gpt2, gpt2-medium, ...) or hub name")  # fmt: skip
-    model.add_argument("--from_scratch", action="store_true",
-                       help="draw new weights; MODEL then needs config.json and vocabulary only")  # fmt: skip
-    model.add_argument("--tokenization", choices=["spacy", "bert"],
-                       help="how GPT splits words, for a checkpoint that does not record it (default: spacy)")  # fmt: skip
+    model.add_argument(
+        "--model",
+        "--model_checkpoint",
+        dest="model_checkpoint",
+        default="openai-gpt",
+        metavar="MODEL",
+        help="folder, URL of an archive, short name (openai-gpt, gpt2, gpt2-medium, ...) or hub name",
+    )
+    model.add_argument(
+        "--from_scratch", action="store_true", help="draw new weights; MODEL then needs config.json and vocabulary only"
+    )
+    model.add_argument(
+        "--tokenization",
+        choices=["spacy", "bert"],
+        help="how GPT splits words, for a checkpoint that does not record it (default: spacy)",
+    )
 
     training = parser.add_argument_group("training")
     training.add_argument("--train_batch_size", type=positive_int, default=4, help="examples per forward pass")
     training.add_argument("--valid_batch_size", type=positive_int, default=4, help="examples per forward pass")
-    training.add_argument("--gradient_accumulation_steps", type=positive_int, default=8,
-                          help="forward passes per update")  # fmt: skip
+    training.add_argument(
+        "--gradient_accumulation_steps", type=positive_int, default=8, help="forward passes per update"
+    )
     training.add_argument("--lr", type=positive_float, default=6.25e-5, help="learning rate at its highest")
-    training.add_argument("--warmup", type=non_negative_int, default=0,
-                          help="updates during which the learning rate rises; after them it falls to zero")  # fmt: skip
+    training.add_argument(
+        "--warmup",
+        type=non_negative_int,
+        default=0,
+        help="updates during which the learning rate rises; after them it falls to zero",
+    )
     training.add_argument("--lm_coef", type=non_negative_float, default=1.0, help="weight of the language-model loss")
     training.add_argument("--mc_coef", type=non_negative_float, default=1.0, help="weight of the candidate loss")
     training.add_argument("--max_norm", type=positive_float, default=1.0, help="gradients of an update are cut to it")
     training.add_argument("--n_epochs", type=positive_int, default=3, help="passes over the training data")
-    training.add_argument("--max_updates", type=non_negative_int, default=0,
-                          help="stop after so many updates, 0: no limit; the learning rate falls to zero there")  # fmt: skip
+    training.add_argument(
+        "--max_updates",
+        type=non_negative_int,
+        default=0,
+        help="stop after so many updates, 0: no limit; the learning rate falls to zero there",
+    )
     training.add_argument("--eval_before_start", action="store_true", help="validate once before the first update")
     training.add_argument("--seed", type=int, default=42, help="of weights, dropout and the order of the examples")
 
     machine = parser.add_argument_group("machine and output")
     add_device_option(machine)
     machine.add_argument("--fp16", default="", choices=["", "O0", "O1", "O2", "O3"], help="apex-style precision level")
-    machine.add_argument("--local_rank", "--local-rank", type=int, default=-1,
-                         help="set by torch.distributed.launch; LOCAL_RANK in the environment does the same")  # fmt: skip
-    machine.add_argument("--output_dir", default="", metavar="DIR",
-                         help="run folder (default: runs/<date>_<time>_<host>_<model>)")  # fmt: skip
+    machine.add_argument(
+        "--local_rank",
+        "--local-rank",
+        type=int,
+        default=-1,
+        help="set by torch.distributed.launch; LOCAL_RANK in the environment does the same",
+    )
+    machine.add_argument(
+        "--output_dir", default="", metavar="DIR", help="run folder (default: runs/<date>_<time>_<host>_<model>)"
+    )
     return parser
 
 
@@ -61,8 +98,13 @@ def chat_parser() -> argparse.ArgumentParser:
     add_checkpoint_options(model)
     add_data_options(model)
     add_device_option(model)
-    model.add_argument("--personality", nargs="+", default=[], metavar="SENTENCE",
-                       help="the persona, a sentence each, or a text file with a sentence a line")  # fmt: skip
+    model.add_argument(
+        "--personality",
+        nargs="+",
+        default=[],
+        metavar="SENTENCE",
+        help="the persona, a sentence each, or a text file with a sentence a line",
+    )
     model.add_argument("--no_personality", action="store_true", help="chat without a persona")
     add_decoding_options(parser.add_argument_group("decoding"))
     return parser
@@ -75,9 +117,12 @@ def evaluation_parser() -> argparse.ArgumentParser:
     task.add_argument(
         "--eval_type", nargs="+", choices=["hits@1", "ppl", "f1"], default=["hits@1"], help="what to measure"
     )
-    task.add_argument("--dataset_path", default="", metavar="DATA",
-                      help="evaluate on this data without ParlAI (any form that train.py reads); "
-                           '"" is ParlAI\'s convai2 task')  # fmt: skip
+    task.add_argument(
+        "--dataset_path",
+        default="",
+        metavar="DATA",
+        help='evaluate on this data without ParlAI (any form that train.py reads); "" is ParlAI\'s convai2 task',
+    )
     task.add_argument("--batch_size", type=positive_int, default=16, help="examples at once; does not change results")
     task.add_argument("--output", default="", metavar="FILE", help="also write the figures to this JSON file")
     model = parser.add_argument_group("model")
@@ -89,13 +134,24 @@ def evaluation_parser() -> argparse.ArgumentParser:
 
 def add_checkpoint_options(group) -> None:
     """Add which fine-tuned model is used, and how its input is built."""
-    group.add_argument("--model", default="openai-gpt", metavar="MODEL",
-                       help='folder of a fine-tuned model; "openai-gpt" is the released one, downloaded once')  # fmt: skip
+    group.add_argument(
+        "--model",
+        default="openai-gpt",
+        metavar="MODEL",
+        help='folder of a fine-tuned model; "openai-gpt" is the released one, downloaded once',
+    )
     group.add_argument("--model_checkpoint", default="", metavar="MODEL", help="the same; wins over --model")
-    group.add_argument("--tokenization", choices=["spacy", "bert"],
-                       help="how GPT splits words, for a checkpoint that does not record it (default: spacy)")  # fmt: skip
-    group.add_argument("--max_history", type=non_negative_int, default=2,
-                       help="exchanges kept before the turn to answer (2 * max_history + 1 utterances)")  # fmt: skip
+    group.add_argument(
+        "--tokenization",
+        choices=["spacy", "bert"],
+        help="how GPT splits words, for a checkpoint that does not record it (default: spacy)",
+    )
+    group.add_argument(
+        "--max_history",
+        type=non_negative_int,
+        default=2,
+        help="exchanges kept before the turn to answer (2 * max_history + 1 utterances)",
+    )
 
 
 def add_decoding_options(group) -> None:
@@ -105,15 +161,27 @@ def add_decoding_options(group) -> None:
     group.add_argument("--min_length", type=non_negative_int, default=1, help="shortest reply, in tokens")
     group.add_argument("--temperature", type=positive_float, default=0.7, help="below 1 sharpens, above flattens")
     group.add_argument("--top_k", type=non_negative_int, default=0, help="sample among the k likeliest; 0: no limit")
-    group.add_argument("--top_p", type=non_negative_float, default=0.9,
-                       help="sample among the likeliest that make up this probability; 0: no limit")  # fmt: skip
-    group.add_argument("--num_beams", type=positive_int, default=1, help="beam search where above 1")
-    group.add_argument("--no_repeat_ngram_size", type=non_negative_int, default=0,
-                       help="no n-gram of this length twice in a reply; 0: no limit")  # fmt: skip
-    group.add_argument("--length_penalty", type=non_negative_float, default=1.0,
-                       help="beams are compared by log-probability / length ** this")  # fmt: skip
     group.add_argument(
-        "--seed", type=int, default=None, help="of sampled replies (42 if not given) and of the persona drawn"
+        "--top_p",
+        type=non_negative_float,
+        default=0.9,
+        help="sample among the likeliest that make up this probability; 0: no limit",
+    )
+    group.add_argument("--num_beams", type=positive_int, default=1, help="beam search where above 1")
+    group.add_argument(
+        "--no_repeat_ngram_size",
+        type=non_negative_int,
+        default=0,
+        help="no n-gram of this length twice in a reply; 0: no limit",
+    )
+    group.add_argument(
+        "--length_penalty",
+        type=non_negative_float,
+        default=1.0,
+        help="beams are compared by log-probability / length ** this",
+    )
+    group.add_argument(
+        "--seed", type=int, default=None, help="of sampled replies (if not given, 42) and of the persona drawn"
     )
 
 
@@ -135,11 +203,19 @@ def new_model_parser() -> argparse.ArgumentParser:
 
 def add_data_options(group) -> None:
     """Add where dialogs come from and where their tokens are kept."""
-    group.add_argument("--dataset_path", default="", metavar="DATA",
-                       help='file, folder, TRAIN,VALID or URL, JSON or ParlAI text; "" downloads PersonaChat, '
-                            '"example" is the embedded set')  # fmt: skip
-    group.add_argument("--dataset_cache", default="./dataset_cache.bin", metavar="PREFIX",
-                       help='path prefix of the token cache; "" keeps it in memory')  # fmt: skip
+    group.add_argument(
+        "--dataset_path",
+        default="",
+        metavar="DATA",
+        help='file, folder, TRAIN,VALID or URL, JSON or ParlAI text; "" downloads PersonaChat, '
+        '"example" is the embedded set',
+    )
+    group.add_argument(
+        "--dataset_cache",
+        default="./dataset_cache.bin",
+        metavar="PREFIX",
+        help='path prefix of the token cache; "" keeps it in memory',
+    )
 
 
 def add_device_option(group) -> None:

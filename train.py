@@ -360,7 +360,7 @@ def attach_tensorboard(trainer: Engine, evaluator: Engine, optimizer, run: Path)
 def attach_sample_dialogs(
     evaluator: Engine, trainer: Engine, model: DoubleHeadsModel, valid: TreeDataset, board: TensorboardLogger
 ) -> None:
-    """After each validation show a few dialogs of it as text in TensorBoard, with the candidate that the model chose."""
+    """After each validation show a few of its dialogs in TensorBoard, with the candidate that the model chose."""
     indices = random.Random(0).sample(range(len(valid)), min(N_SAMPLE_DIALOGS, len(valid)))
     tokenizer = valid.tokenizer
 
