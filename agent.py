@@ -7,18 +7,28 @@ It prints nothing and reads no options. Contexts are cut and built as in trainin
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from decoding import DecodingSettings, generate_replies
+from errors import UserError
 from model import DoubleHeadsModel, load_model
 from pretrained import locate_checkpoint
 from store import TokenIds
 from tokenization import DialogTokenizer, load_tokenizer
-from utils import build_candidate_tree, build_input_from_segments, collate_trees, cut_history, fit_segments
+from utils import (
+    CandidateTree,
+    build_candidate_tree,
+    build_input_from_segments,
+    collate_trees,
+    cut_history,
+    fit_segments,
+)
 
 
 class Context(NamedTuple):
@@ -26,6 +36,16 @@ class Context(NamedTuple):
 
     persona: Sequence[str]
     history: Sequence[str]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name, "" for cuda where there is one; UserError where it cannot be used."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); try --device cpu.") from error
 
 
 class DialogAgent:
@@ -52,16 +72,29 @@ class DialogAgent:
         self.max_history = max_history
         self.settings = settings or DecodingSettings()
         self.history: list[str] = []
+        self._ids_of_reply: dict[str, TokenIds] = {}
+        # An evaluation meets every turn of a dialog again and again, and many candidates too.
+        self._encode_text = lru_cache(maxsize=100_000)(tokenizer.encode)
         torch.manual_seed(seed)
 
     @classmethod
     def load(
-        cls, path_or_name: str | Path, persona: Sequence[str] = (), *, device: str | torch.device = "cpu", **options
+        cls,
+        path_or_name: str | Path,
+        persona: Sequence[str] = (),
+        *,
+        device: str = "",
+        pre_tokenization: str | None = None,
+        **options,
     ) -> "DialogAgent":
-        """Load a fine-tuned checkpoint (see pretrained.locate_checkpoint); UserError where it cannot be had."""
+        """Load a fine-tuned checkpoint (see pretrained.locate_checkpoint); UserError where it cannot be had.
+
+        `device` is as for choose_device, `pre_tokenization` as for load_tokenizer; `options` go to the constructor.
+        """
+        where = choose_device(device)
         folder = locate_checkpoint(path_or_name)
-        tokenizer = load_tokenizer(folder, options.pop("pre_tokenization", None))
-        return cls(load_model(folder, tokenizer).to(device), tokenizer, persona, **options)
+        tokenizer = load_tokenizer(folder, pre_tokenization)
+        return cls(load_model(folder, tokenizer).to(where), tokenizer, persona, **options)
 
     @property
     def device(self) -> torch.device:
@@ -70,6 +103,7 @@ class DialogAgent:
     def reset(self) -> None:
         """Forget the dialog; the persona stays."""
         self.history = []
+        self._ids_of_reply = {}
 
     def reply(
         self,
@@ -91,61 +125,89 @@ class DialogAgent:
                 on_text(self.tokenizer.decode(ids))
 
         stream = on_token if on_text and self.settings.num_beams == 1 else None
-        prompt = self._prompt(Context(self.persona, history), self.settings.max_length)
-        reply_ids = generate_replies(self.model, self.tokenizer, [prompt], self.settings, stream, should_stop)[0]
+        reply_ids = self._generate([Context(self.persona, history)], stream, should_stop)[0]
         reply = self.tokenizer.decode(reply_ids)
+        self._ids_of_reply[reply] = reply_ids
         self.history = [*history, reply]
         return reply
 
-    def suggest(self) -> str:
-        """Return what the user could say next: the model takes the user's place, without a persona."""
+    def suggest(self, persona: Sequence[str] = (), should_stop: Callable[[], bool] | None = None) -> str:
+        """Return what the user could say next: the model takes the user's place, as someone of this persona."""
         # Seen from there the agent's last reply is the turn to answer; at the start there is none.
-        return self.reply_batch([Context([], self.history)])[0]
+        return self.tokenizer.decode(self._generate([Context(persona, self.history)], None, should_stop)[0])
 
     def rank(self, candidates: Sequence[str]) -> list[tuple[str, float]]:
         """Return the candidates as answers to the history so far, best first, with their scores."""
         scores = self.rank_batch([(Context(self.persona, self.history), candidates)])[0]
         return sorted(zip(candidates, scores, strict=True), key=lambda pair: -pair[1])
 
-    def reply_batch(self, contexts: Sequence[Context]) -> list[str]:
-        """Return a reply to each context, generated together; the agent's own dialog is not touched."""
-        prompts = [self._prompt(context, self.settings.max_length) for context in contexts]
-        replies = generate_replies(self.model, self.tokenizer, prompts, self.settings)
-        return [self.tokenizer.decode(reply) for reply in replies]
+    def reply_batch(self, contexts: Sequence[Context], seed: int | None = None) -> list[str]:
+        """Return a reply to each context, generated together; the agent's own dialog is not touched.
+
+        With a `seed`, what is sampled for a context does not depend on the others (see generate_replies).
+        """
+        return [self.tokenizer.decode(reply) for reply in self._generate(contexts, seed=seed)]
 
     @torch.inference_mode()
     def rank_batch(self, questions: Sequence[tuple[Context, Sequence[str]]]) -> list[list[float]]:
         """Return the scores of each context's candidates, in their order, each example as one tree."""
-        trees = [
-            build_candidate_tree(
-                *self._encode(context), self._encode_all(candidates), self.tokenizer, self._n_positions
-            )
-            for context, candidates in questions
-        ]
+        encoded = [[tuple(ids) for ids in self._encode_all(candidates)] for _, candidates in questions]
+        # Candidates of equal tokens share a branch, and so their score to the last bit.
+        branches = [list(dict.fromkeys(candidates)) for candidates in encoded]
+        trees = [self._tree(context, own) for (context, _), own in zip(questions, branches, strict=True)]
         batch = collate_trees(trees, self.tokenizer.pad_id).to(self.device)
-        scores = self.model(**batch.model_inputs()).mc_logits.float()
-        return [row[-len(candidates) :] for row, (_, candidates) in zip(scores.tolist(), questions, strict=True)]
+        nothing = batch.lm_rows[:0]
+        rows = self.model(**batch.model_inputs() | {"lm_rows": nothing}).mc_logits.tolist()
+        score_of = [dict(zip(own, row[-len(own) :], strict=True)) for own, row in zip(branches, rows, strict=True)]
+        return [[scores[ids] for ids in candidates] for scores, candidates in zip(score_of, encoded, strict=True)]
+
+    @torch.inference_mode()
+    def reply_logits(self, questions: Sequence[tuple[Context, TokenIds]]) -> list[Tensor]:
+        """Return for each context and reply the logits (T + 1, V) before each of the T tokens and after the last.
+
+        One pass computes them all. A reply too long for the model loses its end, and these rows with it.
+        """
+        trees = [self._tree(context, [reply]) for context, reply in questions]
+        batch = collate_trees(trees, self.tokenizer.pad_id).to(self.device)
+        logits = self.model(**batch.model_inputs()).lm_logits
+        return list(logits.split([len(tree.lm_rows) for tree in trees]))
 
     def change_settings(self, **changes) -> None:
         """Replace some decoding settings; ValueError for one that does not exist or is out of range."""
-        try:
-            self.settings = replace(self.settings, **changes)
-        except TypeError as error:
-            raise ValueError(f"there is no setting {', '.join(changes)}") from error
+        if unknown := changes.keys() - {field.name for field in fields(DecodingSettings)}:
+            raise ValueError(f"there is no setting {', '.join(sorted(unknown))}")
+        self.settings = replace(self.settings, **changes)
 
     @property
     def _n_positions(self) -> int:
         return self.model.config.n_positions
 
+    def _generate(
+        self,
+        contexts: Sequence[Context],
+        on_token: Callable[[int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        seed: int | None = None,
+    ) -> list[TokenIds]:
+        """Return the token ids of a reply to each context."""
+        # At most half the positions: something must be left to reply to, and a batch must not share its limit.
+        max_length = min(self.settings.max_length, self._n_positions // 2)
+        settings = replace(self.settings, max_length=max_length, min_length=min(self.settings.min_length, max_length))
+        prompts = [self._prompt(context, max_length) for context in contexts]
+        return generate_replies(self.model, self.tokenizer, prompts, settings, on_token, should_stop, seed)
+
     def _prompt(self, context: Context, n_reserved: int) -> dict:
         """Build the open input of a context, cut so that a reply of `n_reserved` tokens still has positions."""
-        n_reserved = min(n_reserved, self._n_positions // 2)
         fitted = fit_segments(*self._encode(context), [[0] * n_reserved], self._n_positions)
         return build_input_from_segments(fitted.persona, fitted.history, [], self.tokenizer, with_eos=False)
+
+    def _tree(self, context: Context, candidates: Sequence[TokenIds]) -> CandidateTree:
+        return build_candidate_tree(*self._encode(context), candidates, self.tokenizer, self._n_positions)
 
     def _encode(self, context: Context) -> tuple[list[TokenIds], list[TokenIds]]:
         history = cut_history(context.history, self.max_history)
         return self._encode_all(context.persona), self._encode_all(history)
 
     def _encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
-        return [self.tokenizer.encode(text) for text in texts]
+        # Replies of its own as they were made: decoded, "hello ." is "hello.", which GPT-2 would read as other tokens.
+        return [self._ids_of_reply.get(text) or self._encode_text(text) for text in texts]

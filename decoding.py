@@ -4,7 +4,7 @@
 ours is the choice of what may be said: a special token ends a reply, and none comes before `min_length`.
 """
 
-import logging
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.generation import (
+    LogitsProcessor,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
+    TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
@@ -23,9 +25,18 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from model import DoubleHeadsModel, tree_mask
-from tokenization import DialogTokenizer
+from tokenization import UNKNOWN_TOKEN, DialogTokenizer
 
-logger = logging.getLogger(__name__)
+RANGES = {
+    "max_length": (1, 10_000),
+    "min_length": (0, 10_000),
+    "temperature": (0.01, 100),  # far below, logits overflow; no_sample is the limit
+    "top_k": (0, 1_000_000),
+    "top_p": (0, 1),
+    "num_beams": (1, 100),
+    "no_repeat_ngram_size": (0, 10_000),
+    "length_penalty": (0, 10),
+}
 
 
 @dataclass(frozen=True)
@@ -44,35 +55,34 @@ class DecodingSettings:
 
     def __post_init__(self):
         """Raise ValueError for a setting out of its range."""
-        positive = {"max_length": self.max_length, "num_beams": self.num_beams, "temperature": self.temperature}
-        not_negative = {"top_k": self.top_k, "min_length": self.min_length, "top_p": self.top_p}
-        not_negative["no_repeat_ngram_size"] = self.no_repeat_ngram_size
-        for name, value in positive.items():
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be above 0, not {value}")
-        for name, value in not_negative.items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be at least 0, not {value}")
-        if self.top_p > 1:
-            raise ValueError(f"top_p must be at most 1, not {self.top_p}")
+        for name, (lowest, highest) in RANGES.items():
+            if not lowest <= getattr(self, name) <= highest:
+                raise ValueError(f"{name} must be from {lowest} to {highest}, not {getattr(self, name)}")
         if self.min_length > self.max_length:
             raise ValueError(f"min_length {self.min_length} is above max_length {self.max_length}")
 
+    @property
+    def samples(self) -> bool:
+        """Whether chance decides: neither greedy nor beams."""
+        return not self.no_sample and self.num_beams == 1
+
     def generation_config(self, tokenizer: DialogTokenizer) -> GenerationConfig:
         """Translate into transformers' terms."""
-        sampling = not self.no_sample and self.num_beams == 1
         options = {
             "max_new_tokens": self.max_length,
             "min_new_tokens": self.min_length,
             "num_beams": self.num_beams,
-            "do_sample": sampling,
+            "do_sample": self.samples,
             # Any special token ends a reply, as published: after it the turn would be another's.
             "eos_token_id": list(tokenizer.special_ids.values()),
             "pad_token_id": tokenizer.pad_id,
         }
+        if UNKNOWN_TOKEN in tokenizer.vocab:  # it stands for what has no token, and would show as "<unk>"
+            options["suppress_tokens"] = [tokenizer.vocab[UNKNOWN_TOKEN]]
         if self.num_beams > 1:
-            options |= {"length_penalty": self.length_penalty, "early_stopping": False}
-        if sampling:
+            # "never": search on while any beam could still beat the best; other rules stop at a guess.
+            options |= {"length_penalty": self.length_penalty, "early_stopping": "never"}
+        if self.samples:
             options |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p or 1.0}
         return GenerationConfig(**options)
 
@@ -83,13 +93,14 @@ def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tens
     The nucleus is the smallest set of likeliest tokens whose probability reaches `top_p`; 0 sets no limit. Both warpers
     are those that sampling applies.
     """
-    warpers = LogitsProcessorList()
-    if top_k:
-        warpers.append(TopKLogitsWarper(top_k))
-    if top_p:
-        warpers.append(TopPLogitsWarper(top_p))
     flat = logits.reshape(-1, logits.shape[-1]).clone()
-    return warpers(torch.empty(len(flat), 0, dtype=torch.long), flat).view(logits.shape)
+    no_ids = torch.empty(len(flat), 0, dtype=torch.long)
+    return LogitsProcessorList(_filters(top_k, top_p))(no_ids, flat).view(logits.shape)
+
+
+def _filters(top_k: int, top_p: float) -> list[LogitsProcessor]:
+    filters: list[LogitsProcessor] = [TopKLogitsWarper(top_k)] if top_k else []
+    return [*filters, TopPLogitsWarper(top_p)] if top_p else filters
 
 
 class Generator(PreTrainedModel, GenerationMixin):
@@ -142,7 +153,23 @@ class _NoRepeatNGramInReply(NoRepeatNGramLogitsProcessor):
         self.prompt_length = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return super().__call__(input_ids[:, self.prompt_length :], scores)
+        blocked = super().__call__(input_ids[:, self.prompt_length :], scores)
+        # A reply that has used up all it may say goes on unblocked.
+        return torch.where(blocked.isneginf().all(dim=-1, keepdim=True), scores, blocked)
+
+
+class _DrawByPrompt(LogitsProcessor):
+    """Samples each row's next token itself, from a generator of its own, and leaves only that one possible."""
+
+    def __init__(self, prompts: Sequence[dict], seed: int):
+        self.generators = [random.Random(f"{seed} {prompt['input_ids']}") for prompt in prompts]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        cumulative = scores.float().softmax(-1).cumsum(-1)
+        # Above 0 and at most 1, so a token of no probability is never the first to reach it.
+        draws = torch.tensor([[1 - generator.random()] for generator in self.generators], device=scores.device)
+        drawn = (cumulative < draws * cumulative[:, -1:]).sum(-1, keepdim=True)
+        return torch.full_like(scores, -float("inf")).scatter(1, drawn, 0.0)
 
 
 class _TokenStream(BaseStreamer):
@@ -179,16 +206,19 @@ def generate_replies(
     settings: DecodingSettings,
     on_token: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    seed: int | None = None,
 ) -> list[list[int]]:
     """Return a reply's token ids, without special tokens, for each prompt (a built input that is open at its end).
 
-    Sampling draws from torch's global generator: seed it for repeatable replies. `on_token`, for one prompt without
+    Sampling draws from torch's global generator; given a `seed`, what is drawn for a prompt depends on the seed and the
+    prompt alone, so neither on the batch it is in nor on what was sampled before. `on_token`, for one prompt without
     beams, is called with each token id as it is chosen; `should_stop` is asked after each and ends the reply early. A
-    reply also ends at the model's last position.
+    reply also ends at the model's last position, which in a batch the longest prompt decides for all.
     """
     model.eval()
     device = model.transformer.tokens_embed.weight.device
     length = max(len(prompt["input_ids"]) for prompt in prompts)
+    assert length <= model.config.n_positions, f"{length} tokens exceed {model.config.n_positions} positions"
     paddings = [length - len(prompt["input_ids"]) for prompt in prompts]
 
     def padded(key: str) -> Tensor:
@@ -196,17 +226,21 @@ def generate_replies(
         return torch.tensor(rows, device=device)
 
     positions = torch.arange(length, device=device)[None] - torch.tensor(paddings, device=device)[:, None]
-    room = model.config.n_positions - length
+    room = model.config.n_positions - length + 1  # the last token is read by nobody and needs no position
     settings = replace(settings, max_length=min(settings.max_length, room), min_length=min(settings.min_length, room))
     ngram_size = settings.no_repeat_ngram_size
-    blocking = [_NoRepeatNGramInReply(ngram_size, length)] if ngram_size else []
+    processors: list[LogitsProcessor] = [_NoRepeatNGramInReply(ngram_size, length)] if ngram_size else []
+    if seed is not None and settings.samples:
+        processors += [TemperatureLogitsWarper(settings.temperature), *_filters(settings.top_k, settings.top_p)]
+        processors.append(_DrawByPrompt(prompts, seed))
+        settings = replace(settings, no_sample=True)
     sequences = Generator(model).generate(
         input_ids=padded("input_ids"),
         token_type_ids=padded("token_type_ids"),  # generation continues the last one, <speaker1>
         position_ids=positions.clamp(min=0),
         attention_mask=(positions >= 0).long(),
         generation_config=settings.generation_config(tokenizer),
-        logits_processor=LogitsProcessorList(blocking),
+        logits_processor=LogitsProcessorList(processors),
         streamer=_TokenStream(on_token) if on_token else None,
         stopping_criteria=StoppingCriteriaList([_StopWhen(should_stop)] if should_stop else []),
     )

@@ -24,8 +24,8 @@ An entry has two keys:
         the gold and to rank it above the distractors. The number of candidates may differ from item to item, and a
         list may hold the gold alone. Where training uses fewer than there are, it keeps the gold and those before it.
 
-All text is plain strings. PersonaChat is lowercase with spaces around punctuation, as below. Keep your data and what users
-will type in the same style.
+All text is plain strings. PersonaChat is lowercase with spaces around punctuation, as below; whatever style you choose,
+write your data as your users will type.
 """
 
 EXAMPLE_ENTRY = {

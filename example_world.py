@@ -1,19 +1,20 @@
-"""A small world of personas and dialogs, generated in seconds: what the demo trains on and newcomers chat with.
+"""A small world of personas and dialogs, generated in a second: what the demo trains on and newcomers chat with.
 
-A persona is four or five facts ("i live in oslo .", "i have a pet turtle ."). A user asks about them in some order and
-the agent answers. The dialogs have the PersonaChat format that `example_entry.py` explains.
+A persona is four or five facts ("i live in oslo .", "i feed my turtle ."). A user asks about them in some order and the
+agent answers. The dialogs have the PersonaChat format that `example_entry.py` explains.
 
 The world is built so that replies can only be ranked by reading the persona:
 
-- Most distractors answer the question that was asked, with a value that another persona has and this one has not; the rest
-  answer other questions with facts that are not true of this persona, or are small talk.
+- Most distractors answer the question that was asked, with a value that other personas have and this one has not. The
+  rest answer other questions with facts that are not true of this persona, or are small talk.
 - Golds and distractors draw values and phrasings alike (all equally likely), so neither gives the gold away.
-- Nobody is asked about the same thing twice in a dialog, and what the user tells about themselves is drawn
-  independently of the agent's persona, so the history does not hold the answer.
-- Every value is one word that occurs nowhere else, so that "is this true of the persona" is a matter of finding that word.
+- Nobody is asked for the same fact twice in a dialog, and what users tell about themselves is drawn independently of
+  the agent's persona, so the history does not hold the answer.
+- Every value is one word that stands for nothing else, so "is this true of the persona" means finding that word.
 
-Choosing blindly among the replies that fit the question, one is right once in 13 times of 20 candidates. Only small
-talk (about one turn in twenty) can be told without the persona.
+A reader without the persona who picks any of the 13 replies (of 20) that fit the question is right once in 13 times,
+and in small talk, one turn in twenty, always. One thing stays visible to a reader who compares candidates with each
+other (the model scores each by itself): no distractor repeats the gold's value, whereas wrong values recur.
 """
 
 import random
@@ -58,9 +59,9 @@ FACTS = {
     ),
     "job": Fact(
         values=("baker", "nurse", "teacher", "pilot", "farmer"),
-        persona_templates=("i work as a {} .", "i am a {} .", "my job is {} ."),
+        persona_templates=("i work as a {} .", "i am a {} .", "i earn my living as a {} ."),
         questions=("what is your job ?", "what do you do for work ?", "what kind of work do you do ?"),
-        answers=("i am a {} .", "i work as a {} .", "my job is {} .", "i am a {} . and you ?"),
+        answers=("i am a {} .", "i work as a {} .", "i am a {} by trade .", "i am a {} . and you ?"),
     ),
     "food": Fact(
         values=("pizza", "sushi", "curry", "pasta", "soup"),
@@ -100,14 +101,14 @@ FACTS = {
     "instrument": Fact(
         values=("piano", "violin", "guitar", "flute", "trumpet"),
         persona_templates=("i play the {} .", "i practice the {} .", "i own an old {} ."),
-        questions=("do you play an instrument ?", "what instrument do you play ?", "can you make music ?"),
+        questions=("do you play an instrument ?", "what instrument do you play ?", "which instrument can you play ?"),
         answers=("i play the {} .", "i can play the {} .", "i practice the {} .", "i play the {} . and you ?"),
     ),
     "hobby": Fact(
         values=("knitting", "painting", "fishing", "pottery", "gardening"),
         persona_templates=("my hobby is {} .", "i enjoy {} .", "i relax with {} ."),
         questions=("what is your hobby ?", "what do you do for fun ?", "how do you relax ?"),
-        answers=("i enjoy {} .", "my hobby is {} .", "{} is fun for me .", "i enjoy {} . and you ?"),
+        answers=("i enjoy {} .", "my hobby is {} .", "i do some {} for fun .", "i enjoy {} . and you ?"),
     ),
     "birthday": Fact(
         values=("april", "june", "august", "october", "december"),
@@ -116,7 +117,7 @@ FACTS = {
         answers=(
             "i was born in {} .",
             "my birthday is in {} .",
-            "i celebrate it in {} .",
+            "my big day is in {} .",
             "i was born in {} . and you ?",
         ),
     ),
@@ -124,7 +125,12 @@ FACTS = {
         values=("two", "three", "four", "five", "six"),
         persona_templates=("i have {} children .", "i have {} kids .", "i am raising {} kids ."),
         questions=("do you have children ?", "do you have any kids ?", "how many kids do you have ?"),
-        answers=("i have {} children .", "i have {} kids .", "i am raising {} .", "i have {} children . and you ?"),
+        answers=(
+            "i have {} children .",
+            "i have {} kids .",
+            "i am raising {} kids .",
+            "i have {} children . and you ?",
+        ),
     ),
     "fear": Fact(
         values=("spiders", "snakes", "heights", "thunder", "ghosts"),
@@ -186,24 +192,39 @@ def draw_persona(rng: random.Random) -> Persona:
 
 
 def user_statement(rng: random.Random, kind: str, agent_value: str = "") -> str:
-    """A fact of the user's own, whose value is any of the kind's; `agent_value` is the agent's, if already told."""
+    """A fact of the user's own, any value of the kind; `agent_value` is what the agent has just told, if it has."""
     value = rng.choice(FACTS[kind].values)
     return "same here ." if value == agent_value else rng.choice(FACTS[kind].answers[:-1]).format(value)
 
 
-def draw_distractors(rng: random.Random, persona: Persona, asked_kind: str | None, n_distractors: int) -> list[str]:
+def question_line(rng: random.Random, kind: str, is_first: bool, user_answer: str) -> str:
+    """The user's line that asks for a fact of this kind.
+
+    `user_answer` is what the user has to say first because the agent asked back, or empty.
+    """
+    question = rng.choice(FACTS[kind].questions)
+    if is_first:
+        question = rng.choice(OPEN_QUESTIONS) if rng.random() < 0.2 else question
+        opener = rng.choice(OPENERS) if rng.random() < 0.5 else ""
+    else:
+        opener = user_answer or (rng.choice(REACTIONS) if rng.random() < 0.3 else "")
+    return f"{opener} {question}".lstrip()
+
+
+def draw_distractors(
+    rng: random.Random, persona: Persona, asked_kind: str | None, answers: tuple[str, ...], n_distractors: int
+) -> list[str]:
     """Wrong replies in random order, all different, none true of the persona.
 
-    `asked_kind` None is a small-talk turn, whose distractors all state facts. Otherwise 12 of 19 answer the question, two
-    are small talk, and the others state facts of other kinds.
+    12 of 19 answer the question, phrased as one of `answers`; two are small talk; the others state facts of other
+    kinds. `asked_kind` None is a small-talk turn: all distractors state facts.
     """
     distractors: list[str] = []
     if asked_kind is not None:
-        n_same_question = -(-n_distractors * 12 // 19)
         wrong_values = [value for value in FACTS[asked_kind].values if value != persona[asked_kind]]
-        # Drawn from all pairs at once: every phrasing stays as frequent as it is among golds although none may repeat.
-        same_question = [answer.format(value) for value in wrong_values for answer in FACTS[asked_kind].answers]
-        distractors += rng.sample(same_question, n_same_question)
+        # Drawn from all pairs at once: no phrasing gets rarer than among golds although no distractor may repeat.
+        same_question = [answer.format(value) for value in wrong_values for answer in answers]
+        distractors += rng.sample(same_question, -(-n_distractors * 12 // 19))
         distractors += rng.sample(SMALL_TALK_REPLIES, n_distractors * 2 // 19)
     other_kinds = [kind for kind in FACTS if kind != asked_kind]
     while len(distractors) < n_distractors:
@@ -217,25 +238,6 @@ def draw_distractors(rng: random.Random, persona: Persona, asked_kind: str | Non
     return distractors
 
 
-def question_line(rng: random.Random, kind: str, n_exchanges_before: int, user_answer: str) -> str:
-    """The user's line that asks for a fact of this kind.
-
-    `user_answer` is what the user first has to say because the agent asked back, or empty.
-    """
-    fact = FACTS[kind]
-    question = rng.choice(fact.questions)
-    chance = rng.random()
-    if n_exchanges_before == 0 and chance < 0.2:
-        question = rng.choice(OPEN_QUESTIONS)
-    if user_answer:
-        return f"{user_answer} {question}"
-    if n_exchanges_before == 0:
-        return f"{rng.choice(OPENERS)} {question}" if rng.random() < 0.5 else question
-    if chance < 0.15:
-        return f"{user_statement(rng, kind)} {rng.choice(RETURNED_QUESTIONS)}"
-    return f"{rng.choice(REACTIONS)} {question}" if chance < 0.4 else question
-
-
 def draw_topics(rng: random.Random, persona: Persona) -> list[str | SmallTalk]:
     """What a dialog is about, exchange by exchange: each fact once, and in a quarter of the dialogs some small talk."""
     topics: list[str | SmallTalk] = rng.sample(list(persona), len(persona))
@@ -246,23 +248,34 @@ def draw_topics(rng: random.Random, persona: Persona) -> list[str | SmallTalk]:
     return topics
 
 
+def draw_exchange(
+    rng: random.Random, persona: Persona, topic: str | SmallTalk, is_first: bool, user_answer: str
+) -> tuple[str, tuple[str, ...], str]:
+    """One line of the user and the agent's reply: (line, the phrasings that the reply was drawn from, reply)."""
+    if isinstance(topic, SmallTalk):
+        line = f"{user_answer} {rng.choice(topic.user_lines)}".lstrip()
+        return line, topic.replies, rng.choice(topic.replies)
+    answers = FACTS[topic].answers
+    if not is_first and not user_answer and rng.random() < 0.15:
+        line = f"{user_statement(rng, topic)} {rng.choice(RETURNED_QUESTIONS)}"
+        answers = answers[:-1]  # no asking back for what the user has just told
+    else:
+        line = question_line(rng, topic, is_first, user_answer)
+    return line, answers, rng.choice(answers).format(persona[topic])
+
+
 def draw_dialog(rng: random.Random, persona: Persona, n_candidates: int) -> dict:
     """One entry of the PersonaChat format: four to six exchanges with this persona."""
     personality = [rng.choice(FACTS[kind].persona_templates).format(value) for kind, value in persona.items()]
     history: list[str] = []
     utterances = []
     user_answer = ""
-    for n_exchanges_before, topic in enumerate(draw_topics(rng, persona)):
+    for topic in draw_topics(rng, persona):
         asked_kind = None if isinstance(topic, SmallTalk) else topic
-        if asked_kind is None:
-            line = f"{user_answer} {rng.choice(topic.user_lines)}".lstrip()
-            gold = rng.choice(topic.replies)
-        else:
-            line = question_line(rng, asked_kind, n_exchanges_before, user_answer)
-            gold = rng.choice(FACTS[asked_kind].answers).format(persona[asked_kind])
+        line, answers, gold = draw_exchange(rng, persona, topic, not history, user_answer)
         history.append(line)
-        candidates = [*draw_distractors(rng, persona, asked_kind, n_candidates - 1), gold]
-        utterances.append({"candidates": candidates, "history": history.copy()})
+        distractors = draw_distractors(rng, persona, asked_kind, answers, n_candidates - 1)
+        utterances.append({"candidates": [*distractors, gold], "history": history.copy()})
         history.append(gold)
         asks_back = asked_kind is not None and gold.endswith("?")
         user_answer = user_statement(rng, asked_kind, persona[asked_kind]) if asks_back else ""
@@ -274,8 +287,8 @@ def example_dataset(
 ) -> dict[str, list[dict]]:
     """The dataset {"train": [entry, ...], "valid": [entry, ...]}; the same arguments always give the same one.
 
-    A dialog gives five training examples on average. No persona of "valid" occurs in "train": its facts are known,
-    their combination is new. `n_candidates` is 2 to 20.
+    A dialog holds 4.75 examples on average. No persona of "valid" occurs in "train": its facts are known, their
+    combination is new. `n_candidates` is 2 to 20.
     """
     assert 2 <= n_candidates <= 20, n_candidates
     rng = random.Random(seed)

@@ -237,7 +237,7 @@ def _parse_parlai(text: str, path: Path) -> Iterator[Dialog]:
     for n_line, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        match = _PARLAI_LINE.fullmatch(line.rstrip("\r"))
+        match = _PARLAI_LINE.fullmatch(line)
         if not match:
             raise UserError(f"{path}, line {n_line}: in ParlAI text a line starts with its number in the dialog and a "
                             f"space; this one starts with {line[:20]!r}.")  # fmt: skip

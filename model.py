@@ -252,8 +252,8 @@ class DoubleHeadsModel(nn.Module):
     ) -> DoubleHeadsOutput:
         """Run a batch of candidate trees (see utils.TreeBatch).
 
-        The first four are (B, T); `lm_rows` (N,) and `mc_rows` (B, C) point into the flattened B * T positions, at those
-        that predict a target token and at each candidate's last one, -1 for a candidate that is not there.
+        The first four are (B, T); `lm_rows` (N,) and `mc_rows` (B, C) point into the flattened B * T positions, at
+        those that predict a target token and at each candidate's last one, -1 for a candidate that is not there.
         """
         present = mc_rows >= 0
         rows = torch.cat([lm_rows, mc_rows.clamp(min=0).flatten()])

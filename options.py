@@ -5,6 +5,11 @@ Light on purpose: --help and a mistyped option must answer before torch is impor
 
 import argparse
 
+MAX_SEED = 2**63 - 1  # what torch takes
+DATA_HELP = (
+    'file, folder, TRAIN,VALID or URL, JSON or ParlAI text; "" downloads PersonaChat, "example" is the embedded set'
+)
+
 
 def training_parser() -> argparse.ArgumentParser:
     """Options of train.py."""
@@ -96,8 +101,10 @@ def chat_parser() -> argparse.ArgumentParser:
     parser = _parser("Chat in the terminal with a fine-tuned dialog agent.")
     model = parser.add_argument_group("model and persona")
     add_checkpoint_options(model)
-    add_data_options(model)
     add_device_option(model)
+    add_data_options(
+        model, "draw the persona from this data set; if not given, from the sample that is stored with the model"
+    )
     model.add_argument(
         "--personality",
         nargs="+",
@@ -141,6 +148,11 @@ def add_checkpoint_options(group) -> None:
         help='folder of a fine-tuned model; "openai-gpt" is the released one, downloaded once',
     )
     group.add_argument("--model_checkpoint", default="", metavar="MODEL", help="the same; wins over --model")
+    add_input_options(group)
+
+
+def add_input_options(group) -> None:
+    """Add how a fine-tuned model's input is built."""
     group.add_argument(
         "--tokenization",
         choices=["spacy", "bert"],
@@ -163,7 +175,7 @@ def add_decoding_options(group) -> None:
     group.add_argument("--top_k", type=non_negative_int, default=0, help="sample among the k likeliest; 0: no limit")
     group.add_argument(
         "--top_p",
-        type=non_negative_float,
+        type=probability,
         default=0.9,
         help="sample among the likeliest that make up this probability; 0: no limit",
     )
@@ -181,7 +193,7 @@ def add_decoding_options(group) -> None:
         help="beams are compared by log-probability / length ** this",
     )
     group.add_argument(
-        "--seed", type=int, default=None, help="of sampled replies (if not given, 42) and of the persona drawn"
+        "--seed", type=seed, default=None, help="of sampled replies (if not given, 42) and of the persona drawn"
     )
 
 
@@ -201,15 +213,9 @@ def new_model_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_data_options(group) -> None:
+def add_data_options(group, path_help: str = DATA_HELP) -> None:
     """Add where dialogs come from and where their tokens are kept."""
-    group.add_argument(
-        "--dataset_path",
-        default="",
-        metavar="DATA",
-        help='file, folder, TRAIN,VALID or URL, JSON or ParlAI text; "" downloads PersonaChat, '
-        '"example" is the embedded set',
-    )
+    group.add_argument("--dataset_path", default="", metavar="DATA", help=path_help)
     group.add_argument(
         "--dataset_cache",
         default="./dataset_cache.bin",
@@ -232,6 +238,14 @@ def positive_int(text: str) -> int:
 
 def non_negative_float(text: str) -> float:
     return _number(text, float, "a number of at least 0", lambda value: 0 <= value < float("inf"))
+
+
+def probability(text: str) -> float:
+    return _number(text, float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def seed(text: str) -> int:
+    return _number(text, int, f"a whole number from 0 to {MAX_SEED}", lambda value: 0 <= value <= MAX_SEED)
 
 
 def positive_float(text: str) -> float:

@@ -14,6 +14,9 @@ SHORT_NAMES = {
     "gpt2-large": "openai-community/gpt2-large",
     "gpt2-xl": "openai-community/gpt2-xl",
 }
+RELEASED_MODEL_URL = (
+    "https://s3.amazonaws.com/models.huggingface.co/transfer-learning-chatbot/gpt_personachat_cache.tar.gz"
+)
 VOCABULARY_FILES = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "added_tokens.json"]
 
 
@@ -32,6 +35,23 @@ def locate_checkpoint(path_or_name: str | Path) -> Path:
     if os.path.exists(folder):
         raise UserError(f"{text} is a file; give the folder that holds config.json and the weights.")
     return _download_from_hub(text)
+
+
+def locate_finetuned(model: str, model_checkpoint: str = "") -> Path:
+    """Return the local folder of a fine-tuned model: `model_checkpoint` where that is given, otherwise `model`.
+
+    The `model` "openai-gpt" is the released fine-tuned one, downloaded once; others are as for `locate_checkpoint`.
+    Raises UserError for the name of a model that is only pre-trained.
+    """
+    if model == "openai-gpt" and not model_checkpoint:
+        advice = "To chat without a network, train a small model with `bash scripts/demo.sh`, or give the folder of a "
+        return fetch_archive(RELEASED_MODEL_URL, advice=f"{advice}fine-tuned model with --model_checkpoint.")
+    name = model_checkpoint or model
+    if name in {*SHORT_NAMES, *SHORT_NAMES.values()} and not os.path.isdir(name):
+        raise UserError(f"{name} is only pre-trained and has not learned to hold a dialog: a fine-tuned model is "
+                        f"needed. Train one with `python train.py --model {name}` and give its run folder with "
+                        "--model_checkpoint.")  # fmt: skip
+    return locate_checkpoint(name)
 
 
 def read_config(folder: Path) -> dict:

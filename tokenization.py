@@ -191,14 +191,19 @@ def train_vocabulary(texts: Iterable[str], family: str, size: int) -> DialogToke
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+        # transformers' GPT-2 tokenizer adds this token, with an id of its own, to a vocabulary that lacks it.
+        trainer = trainers.BpeTrainer(
+            vocab_size=size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        )
     else:
         tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN_TOKEN, end_of_word_suffix="</w>"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         split = word_splitter("spacy")
-        texts = (" ".join(split(text)) for text in texts)
+        texts = [" ".join(split(text)) for text in texts]
+        # The trainer numbers the characters that end words in an order of chance, unless they are there before.
+        word_ends = sorted({f"{word[-1]}</w>" for text in texts for word in text.split()})
         trainer = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=[UNKNOWN_TOKEN], end_of_word_suffix="</w>", show_progress=False
+            vocab_size=size, special_tokens=[UNKNOWN_TOKEN, *word_ends], end_of_word_suffix="</w>", show_progress=False
         )
     tokenizer.train_from_iterator(texts, trainer)
     learned = json.loads(tokenizer.to_str())["model"]
@@ -220,8 +225,9 @@ def _split_as_bert(text: str) -> list[str]:
 
 def _split_as_pretrained(text: str) -> list[str]:
     fix_text, split = _ftfy_and_spacy()
+    text = _OVERLONG_WORD.sub(r"\g<0> ", standardize_text(fix_text(text)))
     # spaCy takes a line break and the space after it for one token.
-    return [token.text.lower().rstrip(" ") for token in split(standardize_text(fix_text(text)))]
+    return [token.text.lower().rstrip(" ") for token in split(text)]
 
 
 @cache
@@ -239,6 +245,8 @@ def join_surrogates(text: str) -> str:
 
 
 _DASHES_AND_QUOTES = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
+# spaCy's time grows with the square of a word: a thousand emoji in a row take seconds. No real word is cut.
+_OVERLONG_WORD = re.compile(r"\S{500}(?=\S)")
 _PUNCTUATION_RUN = re.compile(r"""([-~!";?+,()\\/*\[\]{}|_])\1*""")  # a run of one mark, not of different ones
 
 

@@ -1,7 +1,7 @@
 """Which examples make up an update of the weights, and their micro-batches.
 
-An update is fixed first, by a seeded shuffle; only then are its examples sorted by length and split into micro-batches. So
-how an update is split, by batch size, accumulation or ranks, does not change what it computes.
+An update is fixed first, by a seeded shuffle; only then are its examples sorted by length and split into micro-batches.
+So how an update is split, by batch size, accumulation or ranks, does not change what it computes.
 """
 
 from collections.abc import Iterator, Sequence

@@ -10,6 +10,8 @@ import torch
 from model import DoubleHeadsModel, ModelConfig, save_model
 from tokenization import DialogTokenizer, train_vocabulary
 
+torch.set_num_threads(1)  # on models this tiny, threads only wait for each other
+
 ROOT = Path(__file__).resolve().parents[1]
 # Real dialogs and vocabularies, for those who have them; no promise is tested only there.
 DEVELOPMENT_DATA = Path(os.environ.get("CONVAI_DEVELOPMENT_DATA", ROOT.parent / "shared"))
@@ -33,7 +35,7 @@ def family(request) -> str:
 
 @pytest.fixture(scope="session")
 def tokenizer(family) -> DialogTokenizer:
-    return train_vocabulary(TEXTS, family, 400)
+    return train_vocabulary([*TEXTS, *map(str, range(100))], family, 400)
 
 
 def tiny_config(family: str, vocab_size: int, **changes) -> dict:
@@ -82,5 +84,3 @@ def dataset_file(tmp_path) -> Path:
     path = tmp_path / "dialogs.json"
     path.write_text(json.dumps({"train": make_dialogs(12), "valid": make_dialogs(4)}))
     return path
-
-

@@ -68,7 +68,7 @@ def run_updates(model, dataset, micro_batch_size: int, n_updates: int = 3) -> tu
     model = copy.deepcopy(model)
     args = training_parser().parse_args(["--lr", "1e-2", "--lm_coef", "2", "--mc_coef", "0.7"])
     optimizer, scheduler = prepare_optimizer(args, model, n_updates)
-    # Biases that no loss depends on (of keys, of the scores) have gradients of rounding noise; do not let Adam scale it up.
+    # Biases that no loss depends on (of keys, of scores) have rounding noise for gradients: do not let Adam scale it.
     optimizer.param_groups[0]["eps"] = 1e-2
     trainer = create_trainer(args, model, optimizer, scheduler, torch.device("cpu"))
     update = partial(collate_update, micro_batch_size=micro_batch_size, pad_id=dataset.tokenizer.pad_id)

@@ -1,0 +1,288 @@
+"""The metrics of ConvAI2 (Dinan et al., 2019, arXiv 1902.00098) as the competition and ParlAI define them.
+
+hits@k: is the gold reply among the k best-scored candidates? F1: word overlap of a generated reply and the gold one.
+Word perplexity: how surprising are the gold reply's words, over a fixed dictionary. Its two definitions here are not to
+be mixed with each other, nor with perplexity per token:
+
+    published    a word's probability is that of its first BPE piece, shared out by frequency among the dictionary's
+                 words that start with this piece
+    all pieces   the honest one: the product over all of its pieces, and of a word boundary after them
+
+Both are divided by the published probability of the whole dictionary, and are means over its words in the gold replies.
+"""
+
+import math
+import re
+import string
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from agent import Context, DialogAgent
+from formats import Dialog
+from store import TokenIds
+from tokenization import UNKNOWN_TOKEN, DialogTokenizer
+
+SENTENCE_MARKS = ".,;:!?"  # words of their own in the dictionary
+SMOOTHING = 5  # added to every word's frequency
+# ParlAI's dictionaries hold these four, with such counts; the official one has 19,304 entries together with them.
+SPECIAL_ENTRIES = {
+    "__null__": 1_000_000_003,
+    "__start__": 1_000_000_002,
+    "__end__": 1_000_000_001,
+    "__unk__": 1_000_000_000,
+}
+_BYTE_LEVEL_SPACES = "ĉĊċČčĠ"  # how GPT-2's vocabulary writes a tab, line breaks and a space
+
+_PUNCTUATION_TO_SPACE = str.maketrans(dict.fromkeys(string.punctuation, " "))
+_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+
+
+def normalize_answer(text: str) -> list[str]:
+    """Return the words that count in comparing replies: lower case, without ASCII punctuation and articles."""
+    return _ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION_TO_SPACE)).split()
+
+
+def f1_score(reply: str, gold: str) -> float:
+    """Return the harmonic mean of precision and recall of the reply's words; 0 where either has none."""
+    said, wanted = normalize_answer(reply), normalize_answer(gold)
+    n_common = (Counter(said) & Counter(wanted)).total()
+    return 2 * n_common / (len(said) + len(wanted)) if n_common else 0.0
+
+
+def is_gold(candidate: str, gold: str) -> bool:
+    """Whether a candidate counts as the gold reply: by ParlAI's rule punctuation, case and articles do not matter."""
+    return normalize_answer(candidate) == normalize_answer(gold)
+
+
+def gold_rank(candidates: Sequence[str], scores: Sequence[float], gold: str) -> int | None:
+    """Return the gold reply's rank by score, 1 for the best; among equal scores it comes last.
+
+    None where the gold is missing from the candidates: then it is no hit for any k. The only candidate is always one.
+    """
+    flags = [is_gold(candidate, gold) for candidate in candidates]
+    if not any(flags):
+        return None
+    best = max(score for score, flag in zip(scores, flags, strict=True) if flag)
+    return 1 + sum(score >= best and not flag for score, flag in zip(scores, flags, strict=True))
+
+
+def hits(ranks: Sequence[int | None], k: int) -> float:
+    """Return the share of examples whose gold reply is among the first `k`."""
+    return sum(rank is not None and rank <= k for rank in ranks) / len(ranks)
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text by ParlAI's "split" rule: lower case, parted by spaces, sentence marks on their own."""
+    text = text.lower()
+    for mark in SENTENCE_MARKS:
+        text = text.replace(mark, f" {mark} ")
+    return text.split()
+
+
+def count_words(texts: Iterable[str]) -> Counter[str]:
+    """Return a dictionary: how often each word occurs in `texts`, and ParlAI's special entries."""
+    counts = Counter(SPECIAL_ENTRIES)
+    for text in texts:
+        counts.update(split_words(text))
+    return counts
+
+
+def dictionary_texts(train: Sequence[Dialog], valid: Sequence[Dialog]) -> Iterable[str]:
+    """Yield what the ConvAI2 dictionary counts: train text and labels, and valid text but not its labels.
+
+    Text is persona lines and the turns that the gold replies answer. Without training dialogs the labels of the others
+    count too.
+    """
+    for dialogs, with_labels in ((train, True), (valid, not train)):
+        for dialog in dialogs:
+            # As they stand in ParlAI's files: "your" and "persona" are frequent words of the official dictionary.
+            yield from (f"your persona: {sentence}" for sentence in dialog["personality"])
+            said: list[str] = []
+            for utterance in dialog["utterances"]:
+                history, gold = utterance["history"], utterance["candidates"][-1]
+                yield from history[len(said) :] if history[: len(said)] == said else history
+                if with_labels:
+                    yield gold
+                said = [*history, gold]
+
+
+class WordScore(NamedTuple):
+    """The natural logarithm of a word's probability, by either definition."""
+
+    word: str
+    published: float
+    all_pieces: float
+
+
+class ReplyScore(NamedTuple):
+    """What the perplexities sum up of one gold reply."""
+
+    words: list[WordScore]  # those in the dictionary, in order
+    n_skipped: int  # words not scored: not in the dictionary, not spellable, or cut off to fit the model
+    token_loss: float  # negative log-probability of all tokens of the reply as it stands, and <eos>
+    n_tokens: int
+
+
+def perplexities(scores: Sequence[ReplyScore]) -> dict[str, float | int]:
+    """Return the word perplexities, published (`ppl`) and `ppl_all_pieces`, and `token_ppl`, over all replies.
+
+    They are NaN where nothing was scored.
+    """
+    words = [word for score in scores for word in score.words]
+    n_tokens = sum(score.n_tokens for score in scores)
+    return {
+        "ppl": perplexity(-math.fsum(word.published for word in words), len(words)),
+        "ppl_all_pieces": perplexity(-math.fsum(word.all_pieces for word in words), len(words)),
+        "token_ppl": perplexity(math.fsum(score.token_loss for score in scores), n_tokens),
+        "n_words": len(words),
+        "n_words_skipped": sum(score.n_skipped for score in scores),
+        "n_tokens": n_tokens,
+    }
+
+
+def perplexity(loss: float, n: int) -> float:
+    """Return exp of the mean of `n` negative log-probabilities that sum to `loss`; NaN for none."""
+    try:
+        return math.exp(loss / n) if n else math.nan
+    except OverflowError:
+        return math.inf
+
+
+class WordPerplexity:
+    """Scores the words of gold replies, from one pass over each reply (published: one per word).
+
+    A reply is read word by word, as the published script fed it: lower case, words joined by spaces. So a word's pieces
+    are always those that the dictionary knows it by, in GPT-2's vocabulary with the leading space.
+    """
+
+    def __init__(self, tokenizer: DialogTokenizer, dictionary: Mapping[str, int]):
+        """`dictionary` maps words to their frequencies; words that the vocabulary cannot spell are left out."""
+        self.tokenizer = tokenizer
+        self._pieces: dict[str, tuple[int, ...]] = {}
+        for word in tqdm(dictionary, desc="dictionary", unit=" words", disable=None, leave=False):
+            if pieces := self.spell(word):
+                self._pieces[word] = pieces
+        # Built from what the encoder gives: the published table lacked GPT-2's leading space, and for GPT it did not
+        # split words such as "i'm" as the encoder does, so these looked up pieces that never occur there.
+        self.words_of_piece: dict[int, list[str]] = defaultdict(list)
+        self._words_of_pieces: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for word, pieces in self._pieces.items():
+            self.words_of_piece[pieces[0]].append(word)
+            self._words_of_pieces[pieces].append(word)
+        self._log_share = _log_shares(self.words_of_piece.values(), dictionary)
+        # Words that the encoder spells alike ("don't" with either apostrophe) are one event to the model.
+        self._log_share_alike = _log_shares(self._words_of_pieces.values(), dictionary)
+        self._prepare_boundaries()
+
+    def __len__(self) -> int:
+        """The number of dictionary words that can be scored."""
+        return len(self._pieces)
+
+    def spell(self, word: str) -> tuple[int, ...]:
+        """Return a word's pieces as they occur in a reply; none where the vocabulary cannot spell it."""
+        pieces = tuple(self.tokenizer.encode(word))
+        return () if self.tokenizer.vocab.get(UNKNOWN_TOKEN) in pieces else pieces
+
+    def score(self, agent: DialogAgent, questions: Sequence[tuple[Context, str]]) -> list[ReplyScore]:
+        """Score gold replies in their contexts, all in one pass."""
+        plans = [self._plan(gold) for _, gold in questions]
+        asked: list[tuple[Context, TokenIds]] = []
+        for (context, _), plan in zip(questions, plans, strict=True):
+            asked += [(context, ids) for ids in plan.sequences]
+        logits = iter(agent.reply_logits(asked))
+        return [self._score_reply(plan, [next(logits).float() for _ in plan.sequences]) for plan in plans]
+
+    def next_word_probability(self, agent: DialogAgent, context: Context, words: Sequence[str]) -> dict[str, float]:
+        """Return the published probability of every dictionary word to come after `words` of the reply.
+
+        They do not sum to 1: that takes dividing by their sum.
+        """
+        ids = [i for word in words for i in self.tokenizer.encode(word)]
+        probabilities = agent.reply_logits([(context, ids)])[0][-1].float().softmax(-1).tolist()
+        return {word: probabilities[self._pieces[word][0]] * math.exp(share) for word, share in self._log_share.items()}
+
+    def _prepare_boundaries(self) -> None:
+        """Work out which pieces start a dictionary word, and which tell that the word before them has ended."""
+        starts_entry = torch.zeros(len(self.tokenizer))
+        starts_entry[list(self.words_of_piece)] = 1
+        begins_word = [self._may_begin_word(token) for token in self.tokenizer.tokens]
+        self._masks = torch.stack([starts_entry, torch.tensor(begins_word).float()], dim=1)  # (V, 2)
+        # GPT's pieces do not tell that "n't" belongs to the word before it: here a piece that makes another dictionary
+        # word of this one goes on with it, and any other ends it.
+        self._continuations: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        for pieces in self._words_of_pieces:
+            for n in range(1, len(pieces)):
+                if pieces[:n] in self._words_of_pieces and begins_word[pieces[n]]:
+                    self._continuations[pieces[:n]].add(pieces[n])
+
+    def _may_begin_word(self, token: str | None) -> bool:
+        special = token is None or token in self.tokenizer.special_ids
+        return self.tokenizer.family != "gpt2" or special or token[0] in _BYTE_LEVEL_SPACES + SENTENCE_MARKS
+
+    def _plan(self, gold: str) -> "_Plan":
+        words = split_words(gold)
+        spelled = [list(self._pieces.get(word) or self.tokenizer.encode(word)) for word in words]
+        ids = [i for pieces in spelled for i in pieces]
+        as_it_stands = self.tokenizer.encode(gold)
+        return _Plan(words, spelled, [ids] if ids == as_it_stands else [ids, as_it_stands])
+
+    def _score_reply(self, plan: "_Plan", logits: list[Tensor]) -> ReplyScore:
+        """Score a planned reply from the logits (T + 1, V) of each of its sequences."""
+        log_probs = [rows.log_softmax(-1) for rows in logits]
+        words = self._score_words(plan, log_probs[0])
+        targets = [*plan.sequences[-1][: len(log_probs[-1]) - 1], self.tokenizer.eos_id]
+        return ReplyScore(
+            words=words,
+            n_skipped=len(plan.words) - len(words),
+            token_loss=-math.fsum(_gather(log_probs[-1], range(len(targets)), targets)),
+            n_tokens=len(targets),
+        )
+
+    def _score_words(self, plan: "_Plan", log_probs: Tensor) -> list[WordScore]:
+        ids = plan.sequences[0][: len(log_probs) - 1]
+        of_piece = _gather(log_probs, range(len(ids)), ids)
+        self._masks = self._masks.to(log_probs)
+        sums = (log_probs.exp() @ self._masks).tolist()  # (T + 1, 2)
+        scores, start = [], 0
+        for word, pieces in zip(plan.words, plan.spelled, strict=True):
+            end = start + len(pieces)
+            if word in self._pieces and end <= len(ids):
+                in_dictionary, ended = sums[start][0], sums[end][1]
+                more = list(self._continuations.get(tuple(pieces), ()))
+                ended -= math.fsum(map(math.exp, _gather(log_probs, [end] * len(more), more)))
+                published = of_piece[start] + self._log_share[word]
+                all_pieces = math.fsum(of_piece[start:end]) + self._log_share_alike[word] + _log(ended)
+                scores.append(WordScore(word, published - _log(in_dictionary), all_pieces - _log(in_dictionary)))
+            start = end
+        return scores
+
+
+class _Plan(NamedTuple):
+    """How a gold reply is scored."""
+
+    words: list[str]
+    spelled: list[TokenIds]  # their pieces
+    sequences: list[TokenIds]  # to run through the model: all pieces, and the reply as it stands where that differs
+
+
+def _log_shares(groups: Iterable[Sequence[str]], frequencies: Mapping[str, int]) -> dict[str, float]:
+    """Return the logarithm of each word's share of its group, by smoothed frequency."""
+    shares = {}
+    for words in groups:
+        total = sum(frequencies[word] + SMOOTHING for word in words)
+        shares |= {word: math.log((frequencies[word] + SMOOTHING) / total) for word in words}
+    return shares
+
+
+def _gather(log_probs: Tensor, rows: Sequence[int], ids: Sequence[int]) -> list[float]:
+    """Return log_probs[row, id] of each pair."""
+    return log_probs[list(rows), list(ids)].tolist()
+
+
+def _log(probability: float) -> float:
+    return math.log(max(probability, 1e-30))  # rounding may leave nothing of what is nearly nothing

@@ -1,0 +1,296 @@
+"""Chat in the terminal with a fine-tuned dialog agent.
+
+    python interact.py                                   the released model, downloaded once
+    python interact.py --model_checkpoint runs/my_run    your own
+    echo "do you have any pets ?" | python interact.py   answers the lines of standard input, a line each
+
+In the chat, /help lists the commands.
+"""
+
+import json
+import logging
+import os
+import random
+import re
+import sys
+from argparse import Namespace
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from errors import UserError, report_user_errors
+from example_world import example_dataset
+from options import chat_parser
+from pretrained import locate_finetuned, read_text
+from terminal import Terminal, plain_line, settled
+from tokenization import join_punctuation
+
+COMMANDS = {
+    "help": ("", "list the commands"),
+    "persona": ("[new | none | SENTENCES]", "show the agent's persona, draw another, or type one"),
+    "reset": ("", "forget the dialog; the persona stays"),
+    "history": ("", "show the dialog so far"),
+    "set": ("[NAME [VALUE]]", "show or change how replies are chosen, as in /set temperature 0.9"),
+    "suggest": ("", "let the model suggest what you could say"),
+    "save": ("FILE", "write the dialog to a text file"),
+    "quit": ("", "leave, as Ctrl-D does"),
+}
+N_EXAMPLE_PERSONAS = 100
+
+
+@report_user_errors
+def main() -> None:
+    args = chat_parser().parse_args()
+    set_up_logging()
+    rng = random.Random(args.seed)
+    persona = given_persona(args)
+    folder = locate_finetuned(args.model, args.model_checkpoint)
+    print(f"loading {folder} ...", file=sys.stderr, flush=True)
+    agent = load_agent(args, folder)
+    personas = load_personas(args, folder, agent.tokenizer)
+    agent.persona = draw_persona(personas, rng) if persona is None else persona
+    terminal = Terminal()
+    try:
+        Chat(agent, terminal, personas, rng).run()
+    except BrokenPipeError:  # whoever read the replies has enough of them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:  # on a terminal as good as /quit
+        if not terminal.is_interactive:
+            raise
+
+
+def set_up_logging() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "huggingface_hub", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+
+
+def given_persona(args: Namespace) -> list[str] | None:
+    """Return the sentences that the options ask for; None where a persona is to be drawn."""
+    if args.no_personality:
+        if args.personality:
+            raise UserError("--personality and --no_personality contradict each other; leave one out.")
+        return []
+    if not args.personality:
+        return None
+    sentences, only = args.personality, args.personality[0]
+    if len(sentences) == 1 and os.path.isfile(only):
+        sentences = read_text(Path(only)).splitlines()
+    elif len(sentences) == 1 and " " not in only and ("/" in only or only.endswith(".txt")):
+        raise UserError(f"--personality: there is no file {only}; give one, or the sentences themselves.")
+    persona = [sentence for sentence in map(plain_line, sentences) if sentence]
+    if not persona:
+        raise UserError("--personality holds no sentence; use --no_personality to chat without a persona.")
+    return persona
+
+
+def load_agent(args: Namespace, folder: Path):
+    """Return the dialog agent of a checkpoint folder, set up as the options say."""
+    # These imports take seconds, so they come after all that can be refused without them.
+    from agent import DialogAgent
+    from decoding import DecodingSettings
+
+    try:
+        settings = DecodingSettings(**{field.name: getattr(args, field.name) for field in fields(DecodingSettings)})
+    except ValueError as error:
+        raise UserError(f"{error}; see --help.") from error
+    agent = DialogAgent.load(
+        folder,
+        device=args.device,
+        pre_tokenization=args.tokenization,
+        max_history=args.max_history,
+        settings=settings,
+        seed=42 if args.seed is None else args.seed,
+    )
+    agent.tokenizer.encode("hello")  # imports spaCy, which the first reply should not have to wait for
+    return agent
+
+
+def load_personas(args: Namespace, folder: Path, tokenizer) -> list[list[str]]:
+    """Return personas to draw from: of the data set given, else stored with the checkpoint, else of the example set."""
+    if args.dataset_path:
+        from utils import get_dataset
+
+        train = get_dataset(tokenizer, args.dataset_path, args.dataset_cache)["train"]
+        personas = [list(map(tokenizer.decode, train.persona(dialog))) for dialog in range(train.n_dialogs)]
+    else:
+        # A run folder keeps them beside its best checkpoint, not in the folder of its last one.
+        stored = [path for path in (folder / "personas.json", folder.parent / "personas.json") if path.is_file()]
+        personas = read_personas(stored[0]) if stored else example_personas()
+    return [persona for persona in personas if persona]
+
+
+def read_personas(path: Path) -> list[list[str]]:
+    """Return the content of personas.json: a list of personas, each a list of sentences."""
+    try:
+        personas = json.loads(read_text(path))
+    except ValueError:
+        personas = None
+    if not isinstance(personas, list) or not all(
+        isinstance(persona, list) and all(isinstance(sentence, str) for sentence in persona) for persona in personas
+    ):
+        raise UserError(f"{path} must hold a JSON list of personas, each a list of sentences; mend or remove it.")
+    return personas
+
+
+def example_personas() -> list[list[str]]:
+    dialogs = example_dataset(n_train_dialogs=N_EXAMPLE_PERSONAS, n_valid_dialogs=0, n_candidates=2)["train"]
+    return [dialog["personality"] for dialog in dialogs]
+
+
+def draw_persona(personas: list[list[str]], rng: random.Random, but: list[str] | None = None) -> list[str]:
+    """Return one of the personas, another than `but` where there is one; none where there are none."""
+    others = [persona for persona in personas if persona != but]
+    return rng.choice(others or personas or [[]])
+
+
+class Chat:
+    """A user's conversation with an agent: turns, and commands that begin with a slash."""
+
+    def __init__(self, agent, terminal: Terminal, personas: list[list[str]], rng: random.Random):
+        self.agent = agent
+        self.terminal = terminal
+        self.personas = personas
+        self.rng = rng
+        self.has_ended = False
+        self.start_dialog()
+
+    def run(self) -> None:
+        """Chat until the user leaves or the input ends."""
+        for line in self.persona_lines():
+            self.terminal.note(line)
+        self.terminal.note("/help lists the commands, Ctrl-D leaves.")
+        for line in self.terminal.lines():
+            text = plain_line(line)
+            if text.startswith("/"):
+                self.obey(text)
+            elif text:
+                self.answer(text)
+            if self.has_ended:
+                return
+
+    def start_dialog(self) -> None:
+        self.agent.reset()
+        # Whom the model imagines to be when it speaks for the user: a stranger, as in the training dialogs.
+        self.user_persona = draw_persona(self.personas, self.rng, but=self.agent.persona)
+
+    def answer(self, text: str) -> None:
+        """Show the agent's reply as it is made; Ctrl-C ends it early."""
+        paragraph = self.terminal.paragraph(*(("bot: ", "bot") if self.terminal.is_interactive else ()))
+        with self.terminal.interruptible() as was_interrupted:
+            reply = self.agent.reply(text, lambda reply: paragraph.grow(settled(reply)), was_interrupted)
+        paragraph.grow(f"{reply} ..." if was_interrupted() else reply)
+        paragraph.end()
+
+    def obey(self, line: str) -> None:
+        """Carry out a command; what is wrong with it is said in one line."""
+        name, _, argument = line[1:].partition(" ")
+        try:
+            if name not in COMMANDS:
+                raise ValueError(f"there is no command /{name}; /help lists them")
+            getattr(self, f"do_{name}")(argument.strip())
+        except ValueError as error:
+            self.terminal.note(str(error))
+
+    def do_help(self, _: str) -> None:
+        for name, (arguments, purpose) in COMMANDS.items():
+            self.terminal.say(f"{arguments} - {purpose}".strip(), label=f"/{name} ", style="you")
+        self.terminal.note("Anything else is said to the agent. Ctrl-C stops its reply.")
+
+    def do_persona(self, argument: str) -> None:
+        if argument:
+            if argument == "new":
+                self.agent.persona = draw_persona(self.personas, self.rng, but=self.agent.persona)
+            else:
+                self.agent.persona = [] if argument == "none" else split_sentences(argument)
+            self.start_dialog()
+        for line in self.persona_lines():
+            self.terminal.say(line)
+        if argument:
+            self.terminal.note("The dialog starts anew.")
+
+    def persona_lines(self) -> list[str]:
+        sentences = [f"- {join_punctuation(sentence)}" for sentence in self.agent.persona]
+        return ["The agent's persona:", *sentences] if sentences else ["The agent has no persona."]
+
+    def do_reset(self, _: str) -> None:
+        self.start_dialog()
+        self.terminal.note("The dialog starts anew.")
+
+    def do_history(self, _: str) -> None:
+        if not self.agent.history:
+            self.terminal.note("Nothing has been said yet.")
+        for who, turn in self.turns():
+            self.terminal.say(turn, label=f"{who}: ", style=who)
+
+    def turns(self) -> list[tuple[str, str]]:
+        return [("bot" if i % 2 else "you", turn) for i, turn in enumerate(self.agent.history)]
+
+    def do_set(self, argument: str) -> None:
+        name, _, value = argument.partition(" ")
+        settings = asdict(self.agent.settings)
+        if name and name not in settings:
+            raise ValueError(f"there is no setting {name}; /set lists them")
+        if value:
+            self.agent.change_settings(**{name: parse_setting(name, value, type(settings[name]))})
+            settings = asdict(self.agent.settings)
+        for shown in [name] if name else settings:
+            self.terminal.say(f"{shown} {settings[shown]}")
+
+    def do_suggest(self, _: str) -> None:
+        with self.terminal.interruptible() as was_interrupted:
+            suggestion = plain_line(self.agent.suggest(self.user_persona, was_interrupted))
+        if self.terminal.is_interactive:
+            self.terminal.suggestion = suggestion
+            self.terminal.note("Enter says this; or edit it first.")
+        else:
+            self.terminal.say(suggestion)
+
+    def do_save(self, argument: str) -> None:
+        if not argument:
+            raise ValueError("name a file, as in /save chat.txt")
+        if not self.agent.history:
+            raise ValueError("there is nothing to save: nothing has been said yet")
+        path = Path(argument).expanduser()
+        if path.exists():
+            raise ValueError(f"{path} exists already; choose another name")
+        lines = [*self.persona_lines(), "", *(f"{who}: {plain_line(turn)}" for who, turn in self.turns())]
+        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            aside.replace(path)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+        self.terminal.note(f"Saved as {path}.")
+
+    def do_quit(self, _: str) -> None:
+        self.has_ended = True
+
+
+def split_sentences(text: str) -> list[str]:
+    return [sentence.strip() for sentence in re.findall(r"[^.!?]*[^.!?\s][^.!?]*[.!?]*", text)]
+
+
+def parse_setting(name: str, text: str, kind: type):
+    """Return the value of a setting as its type; ValueError where the text is none."""
+    if kind is bool:
+        words = {
+            "on": True,
+            "true": True,
+            "yes": True,
+            "1": True,
+            "off": False,
+            "false": False,
+            "no": False,
+            "0": False,
+        }
+        if text.lower() not in words:
+            raise ValueError(f"{name} is on or off, not {text!r}")
+        return words[text.lower()]
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{name} takes a {'whole ' if kind is int else ''}number, not {text!r}") from None
+
+
+if __name__ == "__main__":
+    main()

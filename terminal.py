@@ -1,0 +1,181 @@
+"""Text in and out of a chat: line editing, colours and word wrap on a terminal, plain lines elsewhere.
+
+All text of users and models passes `printable` or `plain_line` before it is shown, so that none of it can send commands
+to the terminal.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+
+# Sequences like ESC [ 31 m (a colour) and ESC ] 0 ; title BEL, with what belongs to them.
+_TERMINAL_COMMAND = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)")
+_TEXT_DIRECTION = {*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}  # can make text read as what it is not
+# The end of an unfinished reply: its last word, and a lone apostrophe before it ("i ' m" becomes "i'm").
+_UNSETTLED_END = re.compile(r"\s*('\s*)?\S*$")
+_STYLES = {"you": "1;32", "bot": "1;36", "note": "2"}
+
+
+def printable(text: str) -> str:
+    """Return the text as one line without control characters; a prefix of `text` gives a prefix of the result."""
+    return "".join(map(_printable_character, text))
+
+
+def _printable_character(character: str) -> str:
+    if character.isspace():
+        return " "
+    category = unicodedata.category(character)
+    if category == "Cs":  # a byte that was no text
+        return "\N{REPLACEMENT CHARACTER}"
+    return "" if category == "Cc" or character in _TEXT_DIRECTION else character
+
+
+def plain_line(text: str) -> str:
+    """Return what was typed without terminal commands, control characters and surrounding white space."""
+    return printable(_TERMINAL_COMMAND.sub("", text)).strip()
+
+
+def settled(text: str) -> str:
+    """Return the part of an unfinished reply that no further token changes: decoding joins words and punctuation."""
+    return text[: _UNSETTLED_END.search(text).start()]
+
+
+class Terminal:
+    """Standard input and output of a chat. `is_interactive` says whether both are a terminal."""
+
+    def __init__(self):
+        self.is_interactive = all(stream and stream.isatty() for stream in (sys.stdin, sys.stdout))
+        self.has_colors = (
+            self.is_interactive and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+        )
+        self.suggestion = ""  # stands in the next line to edit
+        for stream in (sys.stdin, sys.stdout):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # whatever arrives is text, whatever leaves can be written
+
+    def lines(self) -> Iterator[str]:
+        """Yield the user's lines until they end, or on a terminal Ctrl-C or Ctrl-D is pressed."""
+        if not self.is_interactive:
+            yield from sys.stdin or ()
+            return
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.formatted_text import FormattedText
+
+        session = PromptSession(enable_suspend=True)
+        label = FormattedText([("bold ansigreen" if self.has_colors else "", "you: ")])
+        while True:
+            try:
+                line = session.prompt(label, default=self.suggestion)
+            except (EOFError, KeyboardInterrupt):
+                return
+            self.suggestion = ""
+            yield line
+
+    def say(self, text: str, label: str = "", style: str = "") -> None:
+        """Write a paragraph to standard output."""
+        paragraph = self.paragraph(label, style)
+        paragraph.grow(text)
+        paragraph.end()
+
+    def note(self, text: str) -> None:
+        """Write what is not part of the chat: dimmed on a terminal, otherwise to standard error."""
+        if self.is_interactive:
+            self.say(text, style="note")
+        else:
+            print(printable(text), file=sys.stderr, flush=True)
+
+    def paragraph(self, label: str = "", style: str = "") -> "Paragraph":
+        """Begin a paragraph after `label`; without a label all of it is in that style."""
+        if self.is_interactive:
+            from prompt_toolkit.utils import get_cwidth
+
+            return Paragraph(label, _STYLES.get(style, "") if self.has_colors else "", get_cwidth)
+        return Paragraph(label)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[Callable[[], bool]]:
+        """Within this block Ctrl-C on a terminal makes the function given true; only a second one interrupts."""
+        pressed = False
+
+        def press(*_) -> None:
+            nonlocal pressed
+            if pressed:
+                raise KeyboardInterrupt
+            pressed = True
+
+        if not self.is_interactive:
+            yield lambda: False
+            return
+        before = signal.signal(signal.SIGINT, press)
+        try:
+            with _without_echo():
+                yield lambda: pressed
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class Paragraph:
+    """Text on standard output that may still grow, with a hanging indent below the label.
+
+    Given `width_of`, the columns that a text takes, it breaks lines between words at the terminal's width.
+    """
+
+    def __init__(self, label: str = "", style: str = "", width_of: Callable[[str], int] | None = None):
+        self.text = ""
+        self.width_of = width_of
+        self.style = style if not label else ""
+        self.indent = self.column = len(label)
+        self.columns = shutil.get_terminal_size().columns
+        _write(_painted(label, style))
+
+    def grow(self, text: str) -> None:
+        """Write what `text` has more than was written so far, which it begins with."""
+        text = printable(text)
+        new, self.text = text[len(self.text) :], max(text, self.text, key=len)
+        if self.width_of is None:
+            return _write(new)
+        for space, word in re.findall(r"( *)([^ ]+)", new):
+            width = len(space) + self.width_of(word)
+            if self.column + width < self.columns or self.column == self.indent:
+                self.column += width
+                _write(space + _painted(word, self.style))
+            else:
+                self.column = self.indent + width - len(space)
+                _write("\n" + " " * self.indent + _painted(word, self.style))
+
+    def end(self) -> None:
+        _write("\n")
+
+
+def _write(text: str) -> None:
+    if text:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _painted(text: str, style: str) -> str:
+    return f"\x1b[{style}m{text}\x1b[0m" if style and text else text
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+    """Keep what is typed meanwhile out of what is written; it is read afterwards."""
+    try:
+        import termios
+    except ImportError:  # not on Windows
+        yield
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(descriptor, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
