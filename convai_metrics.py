@@ -27,9 +27,11 @@ from formats import Dialog
 from store import TokenIds
 from tokenization import UNKNOWN_TOKEN, DialogTokenizer
 
+OFFICIAL_N_ENTRIES = 19_304
+RANKS_COUNTED = (1, 5, 10)
 SENTENCE_MARKS = ".,;:!?"  # words of their own in the dictionary
 SMOOTHING = 5  # added to every word's frequency
-# ParlAI's dictionaries hold these four, with such counts; the official one has 19,304 entries together with them.
+# ParlAI's dictionaries hold these four, with such counts, which are among the official one's entries.
 SPECIAL_ENTRIES = {
     "__null__": 1_000_000_003,
     "__start__": 1_000_000_002,
@@ -71,13 +73,8 @@ def gold_rank(candidates: Sequence[str], scores: Sequence[float], gold: str) -> 
     return 1 + sum(score >= best and not flag for score, flag in zip(scores, flags, strict=True))
 
 
-def hits(ranks: Sequence[int | None], k: int) -> float:
-    """Return the share of examples whose gold reply is among the first `k`."""
-    return sum(rank is not None and rank <= k for rank in ranks) / len(ranks)
-
-
 def split_words(text: str) -> list[str]:
-    """Return the words of a text by ParlAI's "split" rule: lower case, parted by spaces, sentence marks on their own."""
+    """Return the words of a text by ParlAI's "split" rule: lower case, parted by spaces, sentence marks apart."""
     text = text.lower()
     for mark in SENTENCE_MARKS:
         text = text.replace(mark, f" {mark} ")
@@ -120,29 +117,58 @@ class WordScore(NamedTuple):
 
 
 class ReplyScore(NamedTuple):
-    """What the perplexities sum up of one gold reply."""
+    """What one gold reply adds to the perplexities; losses are negative log-probabilities."""
 
     words: list[WordScore]  # those in the dictionary, in order
     n_skipped: int  # words not scored: not in the dictionary, not spellable, or cut off to fit the model
-    token_loss: float  # negative log-probability of all tokens of the reply as it stands, and <eos>
+    token_loss: float  # of all tokens of the reply as it stands, and <eos>
     n_tokens: int
 
 
-def perplexities(scores: Sequence[ReplyScore]) -> dict[str, float | int]:
-    """Return the word perplexities, published (`ppl`) and `ppl_all_pieces`, and `token_ppl`, over all replies.
+def best_first(candidates: Sequence[str], scores: Sequence[float], gold: str | None) -> list[str]:
+    """Return the candidates by score; among equal scores the gold reply, where it is known, comes last."""
+    pairs = zip(candidates, scores, strict=True)
+    return [c for c, _ in sorted(pairs, key=lambda pair: (-pair[1], gold is not None and is_gold(pair[0], gold)))]
 
-    They are NaN where nothing was scored.
-    """
-    words = [word for score in scores for word in score.words]
-    n_tokens = sum(score.n_tokens for score in scores)
+
+def hit_summands(rank: int | None) -> dict[str, float]:
+    """Return what an example adds to the totals of hits@k."""
+    return {"n_examples": 1, **{f"hits@{k}": float(rank is not None and rank <= k) for k in RANKS_COUNTED}}
+
+
+def f1_summands(reply: str, gold: str) -> dict[str, float]:
+    """Return what an example adds to the totals of F1."""
+    return {"n_examples": 1, "f1": f1_score(reply, gold)}
+
+
+def perplexity_summands(score: ReplyScore) -> dict[str, float]:
+    """Return what an example adds to the totals of the perplexities."""
     return {
-        "ppl": perplexity(-math.fsum(word.published for word in words), len(words)),
-        "ppl_all_pieces": perplexity(-math.fsum(word.all_pieces for word in words), len(words)),
-        "token_ppl": perplexity(math.fsum(score.token_loss for score in scores), n_tokens),
-        "n_words": len(words),
-        "n_words_skipped": sum(score.n_skipped for score in scores),
-        "n_tokens": n_tokens,
+        "n_examples": 1,
+        "loss": -math.fsum(word.published for word in score.words),
+        "loss_all_pieces": -math.fsum(word.all_pieces for word in score.words),
+        "n_words": len(score.words),
+        "n_words_skipped": score.n_skipped,
+        "token_loss": score.token_loss,
+        "n_tokens": score.n_tokens,
     }
+
+
+def figures(totals: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of totals of such summands: means over examples; perplexities over words, and over tokens.
+
+    `ppl` is word perplexity by the published definition, `ppl_all_pieces` by the honest one, `token_ppl` what
+    training's validation reports. They are NaN where nothing was scored. Totals of no examples have no figures.
+    """
+    if not totals.get("n_examples"):
+        return {}
+    counts = {name: total for name, total in totals.items() if name.startswith("n_")}
+    means = {name: totals[name] / totals["n_examples"] for name in totals if name.startswith(("hits@", "f1"))}
+    if "loss" not in totals:
+        return means | counts
+    word, all_pieces = (perplexity(totals[name], totals["n_words"]) for name in ("loss", "loss_all_pieces"))
+    token = perplexity(totals["token_loss"], totals["n_tokens"])
+    return {"ppl": word, "ppl_all_pieces": all_pieces, "token_ppl": token} | counts
 
 
 def perplexity(loss: float, n: int) -> float:
@@ -163,6 +189,7 @@ class WordPerplexity:
     def __init__(self, tokenizer: DialogTokenizer, dictionary: Mapping[str, int]):
         """`dictionary` maps words to their frequencies; words that the vocabulary cannot spell are left out."""
         self.tokenizer = tokenizer
+        self.n_entries = len(dictionary)
         self._pieces: dict[str, tuple[int, ...]] = {}
         for word in tqdm(dictionary, desc="dictionary", unit=" words", disable=None, leave=False):
             if pieces := self.spell(word):
@@ -178,10 +205,6 @@ class WordPerplexity:
         # Words that the encoder spells alike ("don't" with either apostrophe) are one event to the model.
         self._log_share_alike = _log_shares(self._words_of_pieces.values(), dictionary)
         self._prepare_boundaries()
-
-    def __len__(self) -> int:
-        """The number of dictionary words that can be scored."""
-        return len(self._pieces)
 
     def spell(self, word: str) -> tuple[int, ...]:
         """Return a word's pieces as they occur in a reply; none where the vocabulary cannot spell it."""

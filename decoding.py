@@ -83,7 +83,7 @@ class DecodingSettings:
             # "never": search on while any beam could still beat the best; other rules stop at a guess.
             options |= {"length_penalty": self.length_penalty, "early_stopping": "never"}
         if self.samples:
-            options |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p or 1.0}
+            options |= {"temperature": float(self.temperature), "top_k": self.top_k, "top_p": self.top_p or 1.0}
         return GenerationConfig(**options)
 
 
@@ -231,7 +231,7 @@ def generate_replies(
     ngram_size = settings.no_repeat_ngram_size
     processors: list[LogitsProcessor] = [_NoRepeatNGramInReply(ngram_size, length)] if ngram_size else []
     if seed is not None and settings.samples:
-        processors += [TemperatureLogitsWarper(settings.temperature), *_filters(settings.top_k, settings.top_p)]
+        processors += [TemperatureLogitsWarper(float(settings.temperature)), *_filters(settings.top_k, settings.top_p)]
         processors.append(_DrawByPrompt(prompts, seed))
         settings = replace(settings, no_sample=True)
     sequences = Generator(model).generate(

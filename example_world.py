@@ -1,6 +1,6 @@
 """A small world of personas and dialogs, generated in a second: what the demo trains on and newcomers chat with.
 
-A persona is four or five facts ("i live in oslo .", "i feed my turtle ."). A user asks about them in some order and the
+A persona is four facts ("i live in oslo .", "i feed my turtle ."). A user asks about them in some order and the
 agent answers. The dialogs have the PersonaChat format that `example_entry.py` explains.
 
 The world is built so that replies can only be ranked by reading the persona:
@@ -19,6 +19,8 @@ other (the model scores each by itself): no distractor repeats the gold's value,
 
 import random
 from dataclasses import dataclass
+
+N_FACTS = 4  # of a persona
 
 Persona = dict[str, str]  # kind of fact -> value, as {"home": "oslo", "pet": "turtle", ...}
 
@@ -110,17 +112,6 @@ FACTS = {
         questions=("what is your hobby ?", "what do you do for fun ?", "how do you relax ?"),
         answers=("i enjoy {} .", "my hobby is {} .", "i do some {} for fun .", "i enjoy {} . and you ?"),
     ),
-    "birthday": Fact(
-        values=("april", "june", "august", "october", "december"),
-        persona_templates=("i was born in {} .", "my birthday is in {} .", "i turn thirty in {} ."),
-        questions=("when is your birthday ?", "when were you born ?", "what is your birth month ?"),
-        answers=(
-            "i was born in {} .",
-            "my birthday is in {} .",
-            "my big day is in {} .",
-            "i was born in {} . and you ?",
-        ),
-    ),
     "children": Fact(
         values=("two", "three", "four", "five", "six"),
         persona_templates=("i have {} children .", "i have {} kids .", "i am raising {} kids ."),
@@ -141,17 +132,6 @@ FACTS = {
             "i am scared of {} .",
             "my biggest fear is {} .",
             "i am afraid of {} . and you ?",
-        ),
-    ),
-    "travel": Fact(
-        values=("iceland", "brazil", "india", "kenya", "peru"),
-        persona_templates=("i want to visit {} .", "i dream of seeing {} .", "i will travel to {} ."),
-        questions=("where will you travel ?", "what is your dream trip ?", "where do you want to go ?"),
-        answers=(
-            "i want to visit {} .",
-            "i dream of seeing {} .",
-            "i want to go to {} .",
-            "i want to visit {} . and you ?",
         ),
     ),
 }
@@ -186,8 +166,8 @@ def facts_in(sentence: str) -> Persona:
 
 
 def draw_persona(rng: random.Random) -> Persona:
-    """Four or five facts of different kinds."""
-    kinds = rng.sample(list(FACTS), rng.choice((4, 5)))
+    """Four facts of different kinds."""
+    kinds = rng.sample(list(FACTS), N_FACTS)
     return {kind: rng.choice(FACTS[kind].values) for kind in kinds}
 
 
@@ -265,7 +245,7 @@ def draw_exchange(
 
 
 def draw_dialog(rng: random.Random, persona: Persona, n_candidates: int) -> dict:
-    """One entry of the PersonaChat format: four to six exchanges with this persona."""
+    """One entry of the PersonaChat format: four or five exchanges with this persona."""
     personality = [rng.choice(FACTS[kind].persona_templates).format(value) for kind, value in persona.items()]
     history: list[str] = []
     utterances = []
@@ -283,11 +263,11 @@ def draw_dialog(rng: random.Random, persona: Persona, n_candidates: int) -> dict
 
 
 def example_dataset(
-    seed: int = 0, n_train_dialogs: int = 5000, n_valid_dialogs: int = 200, n_candidates: int = 20
+    seed: int = 0, n_train_dialogs: int = 10_000, n_valid_dialogs: int = 200, n_candidates: int = 20
 ) -> dict[str, list[dict]]:
     """The dataset {"train": [entry, ...], "valid": [entry, ...]}; the same arguments always give the same one.
 
-    A dialog holds 4.75 examples on average. No persona of "valid" occurs in "train": its facts are known, their
+    A dialog holds 4.25 examples on average. No persona of "valid" occurs in "train": its facts are known, their
     combination is new. `n_candidates` is 2 to 20.
     """
     assert 2 <= n_candidates <= 20, n_candidates

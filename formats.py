@@ -88,6 +88,20 @@ def find_source(dataset_path: str) -> ExampleSource | FileSource:
     return FileSource([_local(part) for part in parts])
 
 
+def load_for_evaluation(dataset_path: str) -> tuple[list[Dialog], list[Dialog]]:
+    """Return the dialogs to evaluate on, after those to learn from: of a file without a valid split all, after none."""
+    source = find_source(dataset_path)
+    if isinstance(source, FileSource) and len(source.paths) == 1:
+        splits = read_splits(source.paths[0])
+        train = splits.get("train", []) if "valid" in splits else []
+        valid = splits["valid"] if "valid" in splits else next(iter(splits.values()))
+    else:
+        train, valid = source.load().values()
+    if not valid:
+        raise UserError(f"--dataset_path {dataset_path}: there are no dialogs to evaluate on; give another file.")
+    return train, valid
+
+
 def read_splits(path: Path) -> dict[str, list[Dialog]]:
     """Read one file of either format; its splits by name, {"": dialogs} where the file names none."""
     text = _read_text(path)
@@ -250,7 +264,7 @@ def _parse_parlai(text: str, path: Path) -> Iterator[Dialog]:
         if "|" in reward:
             raise UserError(f"{path}, line {n_line}: the third field is for a reward; put two tabs between the reply "
                             "and the candidates.")  # fmt: skip
-        turn = f"{unanswered} {_take_persona(said, dialog['personality'])}".strip()
+        turn = f"{unanswered} {take_persona(said, dialog['personality'])}".strip()
         replies = _alternatives(reply)
         if not replies:
             unanswered = turn  # said without an answer: it belongs to what the next answer replies to
@@ -262,7 +276,7 @@ def _parse_parlai(text: str, path: Path) -> Iterator[Dialog]:
         yield _finished(dialog, path, n_line + 1)
 
 
-def _take_persona(text: str, personality: list[str]) -> str:
+def take_persona(text: str, personality: list[str]) -> str:
     """Move the persona sentences of a turn, each on a line of its own, to `personality`; return what is left."""
     said = []
     for line in text.split("\n"):

@@ -158,7 +158,8 @@ class Chat:
         """Chat until the user leaves or the input ends."""
         for line in self.persona_lines():
             self.terminal.note(line)
-        self.terminal.note("/help lists the commands, Ctrl-D leaves.")
+        if self.terminal.is_interactive:
+            self.terminal.note("/help lists the commands, Ctrl-D leaves.")
         for line in self.terminal.lines():
             text = plain_line(line)
             if text.startswith("/"):
@@ -241,7 +242,7 @@ class Chat:
             suggestion = plain_line(self.agent.suggest(self.user_persona, was_interrupted))
         if self.terminal.is_interactive:
             self.terminal.suggestion = suggestion
-            self.terminal.note("Enter says this; or edit it first.")
+            self.terminal.note("Enter says this; edit it first if you like.")
         else:
             self.terminal.say(suggestion)
 
@@ -267,7 +268,7 @@ class Chat:
 
 
 def split_sentences(text: str) -> list[str]:
-    return [sentence.strip() for sentence in re.findall(r"[^.!?]*[^.!?\s][^.!?]*[.!?]*", text)]
+    return re.split(r"(?<=[.!?])\s+", text)
 
 
 def parse_setting(name: str, text: str, kind: type):

@@ -261,6 +261,10 @@ class DoubleHeadsModel(nn.Module):
         scores = self.multiple_choice_head(hidden[len(lm_rows) :]).view(mc_rows.shape)
         return DoubleHeadsOutput(self.lm_head(hidden[: len(lm_rows)]), scores.masked_fill(~present, -math.inf))
 
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.tokens_embed.weight.device
+
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Return next-token logits (..., V) of hidden states (..., D)."""
         return F.linear(hidden, self.transformer.tokens_embed.weight)

@@ -57,6 +57,7 @@ def model_config(args: argparse.Namespace, vocab_size: int) -> dict:
         "resid_pdrop": args.dropout,
         "attn_pdrop": args.dropout,
         "summary_first_dropout": args.dropout,
+        "initializer_range": args.initializer_range,
         **activation,
     }
 

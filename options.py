@@ -117,13 +117,24 @@ def chat_parser() -> argparse.ArgumentParser:
     return parser
 
 
+EVAL_TYPES = ["hits@1", "ppl", "f1"]
+
+
+def evaluation_options() -> tuple[argparse.Namespace, list[str]]:
+    """Return the options that convai_evaluation.py was started with, and those that it does not know: ParlAI's."""
+    parser = evaluation_parser()
+    args, unknown = parser.parse_known_args()
+    if unknown and args.dataset_path:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; with --dataset_path ParlAI, which may know them, "
+                     "is not used")  # fmt: skip
+    return args, unknown
+
+
 def evaluation_parser() -> argparse.ArgumentParser:
     """Options of convai_evaluation.py."""
     parser = _parser("Score a checkpoint on the ConvAI2 task: hits@1, perplexity and F1, with ParlAI or without.")
     task = parser.add_argument_group("task")
-    task.add_argument(
-        "--eval_type", nargs="+", choices=["hits@1", "ppl", "f1"], default=["hits@1"], help="what to measure"
-    )
+    task.add_argument("--eval_type", nargs="+", choices=EVAL_TYPES, default=["hits@1"], help="what to measure")
     task.add_argument(
         "--dataset_path",
         default="",
@@ -210,6 +221,12 @@ def new_model_parser() -> argparse.ArgumentParser:
     parser.add_argument("--n_head", type=positive_int, default=4, help="attention heads")
     parser.add_argument("--n_positions", type=positive_int, default=512, help="longest input, in tokens")
     parser.add_argument("--dropout", type=non_negative_float, default=0.1, help="dropout everywhere")
+    parser.add_argument(
+        "--initializer_range",
+        type=positive_float,
+        default=0.02,
+        help="standard deviation of new weights; narrow models learn faster with about 1 / sqrt(n_embd)",
+    )
     return parser
 
 
@@ -269,5 +286,13 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the defaults, but not "(default: )" and its like."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_worth_telling = action.default not in (None, "", []) and action.default is not False
+        return super()._get_help_string(action) if is_worth_telling else action.help
+
+
 def _parser(description: str) -> argparse.ArgumentParser:
-    return _OneLineParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    return _OneLineParser(description=description, formatter_class=_HelpFormatter)

@@ -65,8 +65,13 @@ class Terminal:
             return
         from prompt_toolkit import PromptSession
         from prompt_toolkit.formatted_text import FormattedText
+        from prompt_toolkit.key_binding import KeyBindings
+        from prompt_toolkit.keys import Keys
 
-        session = PromptSession(enable_suspend=True)
+        keys = KeyBindings()
+        # It takes a typed or pasted "ESC [ 31 m" for a report of the mouse, and fails on it.
+        keys.add(Keys.Vt100MouseEvent, eager=True)(lambda event: None)
+        session = PromptSession(key_bindings=keys, enable_suspend=True)
         label = FormattedText([("bold ansigreen" if self.has_colors else "", "you: ")])
         while True:
             try:
@@ -128,10 +133,13 @@ class Paragraph:
     def __init__(self, label: str = "", style: str = "", width_of: Callable[[str], int] | None = None):
         self.text = ""
         self.width_of = width_of
-        self.style = style if not label else ""
         self.indent = self.column = len(label)
         self.columns = shutil.get_terminal_size().columns
-        _write(_painted(label, style))
+        self.style_end = "\x1b[0m" if style else ""
+        _write(f"\x1b[{style}m" if style else "")
+        if label:  # the style is the label's
+            _write(label + self.style_end)
+            self.style_end = ""
 
     def grow(self, text: str) -> None:
         """Write what `text` has more than was written so far, which it begins with."""
@@ -140,26 +148,22 @@ class Paragraph:
         if self.width_of is None:
             return _write(new)
         for space, word in re.findall(r"( *)([^ ]+)", new):
-            width = len(space) + self.width_of(word)
-            if self.column + width < self.columns or self.column == self.indent:
-                self.column += width
-                _write(space + _painted(word, self.style))
+            width = self.width_of(word)
+            if self.column + len(space) + width < self.columns or self.column == self.indent:
+                self.column += len(space) + width
+                _write(space + word)
             else:
-                self.column = self.indent + width - len(space)
-                _write("\n" + " " * self.indent + _painted(word, self.style))
+                self.column = self.indent + width
+                _write("\n" + " " * self.indent + word)
 
     def end(self) -> None:
-        _write("\n")
+        _write(f"{self.style_end}\n")
 
 
 def _write(text: str) -> None:
     if text:
         sys.stdout.write(text)
         sys.stdout.flush()
-
-
-def _painted(text: str, style: str) -> str:
-    return f"\x1b[{style}m{text}\x1b[0m" if style and text else text
 
 
 @contextlib.contextmanager

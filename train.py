@@ -14,39 +14,29 @@ from options import training_parser
 if __name__ == "__main__":
     training_parser().parse_args()  # answers --help and mistyped options before the slow imports below
 
-import json
 import logging
 import math
-import random
-import re
-import socket
-import sys
-import time
 from argparse import Namespace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
-from ignite.handlers.tensorboard_logger import TensorboardLogger
-from ignite.metrics import Average, MetricsLambda, RunningAverage
+from ignite.metrics import Average, MetricsLambda
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from model import DoubleHeadsModel, load_model, save_model
+from checkpoint import attach_checkpoints, create_run_folder
+from model import DoubleHeadsModel, load_model
+from monitoring import attach_progress, attach_sample_dialogs, attach_tensorboard, set_up_logging
 from pretrained import locate_checkpoint
-from store import DialogSplit, TokenIds
+from store import DialogSplit
 from tokenization import DialogTokenizer, load_tokenizer
 from updates import TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
 from utils import TreeBatch, collate_trees, get_dataset
 
 logger = logging.getLogger("train")
-
-N_SAMPLE_DIALOGS = 4
-N_STORED_PERSONAS = 100
 
 
 @report_user_errors
@@ -56,30 +46,25 @@ def main() -> None:
     device = choose_device(args)
     torch.manual_seed(args.seed)
 
-    tokenizer, model = prepare_model(args, device)
-    train_loader, valid_loader = prepare_data(args, tokenizer, model)
+    checkpoint = locate_checkpoint(args.model_checkpoint)
+    tokenizer = load_tokenizer(checkpoint, args.tokenization)
+    splits = get_dataset(tokenizer, args.dataset_path, args.dataset_cache)
+    model = prepare_model(args, checkpoint, tokenizer, device)
+    train_loader, valid_loader = prepare_loaders(args, splits, tokenizer, model.config.n_positions)
     n_updates = count_updates(args, train_loader)
     optimizer, scheduler = prepare_optimizer(args, model, n_updates)
 
     trainer = create_trainer(args, model, optimizer, scheduler, device)
     evaluator = create_evaluator(model, device)
     limit_training(trainer, train_loader.batch_sampler, n_updates)
-    attach_progress(trainer, evaluator)
+    attach_progress(trainer, evaluator, n_updates)
     attach_validation(args, trainer, evaluator, valid_loader)
-    run = create_run_folder(args, tokenizer, train_loader.dataset.split)
+    run = create_run_folder(args, tokenizer, splits["train"])
     attach_checkpoints(trainer, evaluator, model, tokenizer, run)
     with attach_tensorboard(trainer, evaluator, optimizer, run) as board:
-        attach_sample_dialogs(evaluator, trainer, model, valid_loader.dataset, board)
+        attach_sample_dialogs(trainer, evaluator, model, valid_loader.dataset, board)
         trainer.run(train_loader, max_epochs=math.ceil(n_updates / len(train_loader)))
     logger.info("done: best checkpoint in %s, last in %s", run, run / "last")
-
-
-def set_up_logging() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    # Ignite reports every exception that passes through it; ours are reported once, at the end.
-    logging.getLogger("ignite").setLevel(logging.CRITICAL)
-    for chatty in ("httpx", "huggingface_hub", "tensorboardX"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def choose_device(args: Namespace) -> torch.device:
@@ -96,23 +81,24 @@ def choose_device(args: Namespace) -> torch.device:
         raise UserError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); try --device cpu.") from error
 
 
-def prepare_model(args: Namespace, device: torch.device) -> tuple[DialogTokenizer, DoubleHeadsModel]:
-    """Load vocabulary and weights, the embedding enlarged for the dialog tokens where it lacks them."""
-    folder = locate_checkpoint(args.model_checkpoint)
-    tokenizer = load_tokenizer(folder, args.tokenization)
-    model = load_model(folder, tokenizer, from_scratch=args.from_scratch)
+def prepare_model(
+    args: Namespace, checkpoint: Path, tokenizer: DialogTokenizer, device: torch.device
+) -> DoubleHeadsModel:
+    """Load the weights, or draw new ones, with embeddings for the dialog tokens."""
+    model = load_model(checkpoint, tokenizer, from_scratch=args.from_scratch)
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     logger.info("%s: %.1f M weights, %d tokens", model.config.family, n_weights / 1e6, len(tokenizer))
-    return tokenizer, model.to(device)
+    return model.to(device)
 
 
-def prepare_data(args: Namespace, tokenizer: DialogTokenizer, model: DoubleHeadsModel) -> tuple[DataLoader, DataLoader]:
+def prepare_loaders(
+    args: Namespace, splits: dict[str, DialogSplit], tokenizer: DialogTokenizer, max_positions: int
+) -> tuple[DataLoader, DataLoader]:
     """Return the loaders of training (an Update a step) and validation (a TreeBatch a step, every candidate)."""
-    splits = get_dataset(tokenizer, args.dataset_path, args.dataset_cache)
     for name, split in splits.items():
         logger.info("%s: %d dialogs, %d examples", name, split.n_dialogs, len(split))
     make_dataset = partial(TreeDataset, tokenizer=tokenizer, max_history=args.max_history,
-                           max_positions=model.config.n_positions)  # fmt: skip
+                           max_positions=max_positions)  # fmt: skip
     train = make_dataset(splits["train"], num_candidates=args.num_candidates, n_rotations=args.personality_permutations)
     valid = make_dataset(splits["valid"])
     make_loader = partial(DataLoader, num_workers=args.num_workers, persistent_workers=args.num_workers > 0,
@@ -234,52 +220,6 @@ def limit_training(trainer: Engine, sampler: UpdateSampler, n_updates: int) -> N
         engine.terminate_epoch()  # the last by max_epochs, so the run ends as if it had been a full one
 
 
-def attach_progress(trainer: Engine, evaluator: Engine) -> None:
-    """Show loss, rate and time left, and say how many examples had to be cut to fit the model."""
-    RunningAverage(output_transform=lambda output: output["loss"]).attach(trainer, "loss")
-    RateMeter().attach(trainer)
-    bar_style = {"ncols": 100, "mininterval": 0.2 if sys.stderr.isatty() else 30}
-    ProgressBar(desc="epoch", persist=True, **bar_style).attach(trainer, ["loss", "examples/s"])
-    ProgressBar(desc="validation", **bar_style).attach(evaluator)
-    for engine, name in ((trainer, "training"), (evaluator, "validation")):
-        count_cut_examples(engine, name)
-
-
-class RateMeter:
-    """Sets `examples/s`: an exponential average over updates, waiting for data included, validation not."""
-
-    def attach(self, trainer: Engine) -> None:
-        trainer.add_event_handler(Events.EPOCH_STARTED, self._start)
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
-
-    def _start(self, engine: Engine) -> None:
-        self._last = time.perf_counter()
-
-    def _measure(self, engine: Engine) -> None:
-        now = time.perf_counter()
-        rate = engine.state.output["n_examples"] / (now - self._last)
-        smooth = engine.state.metrics.get("examples/s", rate)
-        engine.state.metrics["examples/s"] = 0.95 * smooth + 0.05 * rate
-        self._last = now
-
-
-def count_cut_examples(engine: Engine, name: str) -> None:
-    """Report once an epoch how many examples lost something to the model's position limit."""
-    n_cut = 0
-
-    @engine.on(Events.ITERATION_COMPLETED)
-    def add(engine: Engine) -> None:
-        nonlocal n_cut
-        n_cut += engine.state.output["n_cut"]
-
-    @engine.on(Events.EPOCH_COMPLETED)
-    def report(engine: Engine) -> None:
-        nonlocal n_cut
-        if n_cut:
-            logger.warning("%s: %d examples were cut to fit the model's positions", name, n_cut)
-        n_cut = 0
-
-
 def attach_validation(args: Namespace, trainer: Engine, evaluator: Engine, valid_loader: DataLoader) -> None:
     """Validate after every epoch and, with `--eval_before_start`, before the first update."""
 
@@ -293,89 +233,6 @@ def attach_validation(args: Namespace, trainer: Engine, evaluator: Engine, valid
     trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
     if args.eval_before_start:
         trainer.add_event_handler(Events.STARTED, validate)
-
-
-def create_run_folder(args: Namespace, tokenizer: DialogTokenizer, train: DialogSplit) -> Path:
-    """Make the folder of this run, named by time, host and model.
-
-    It holds readable arguments, the vocabulary, and a sample of personas, so that the chat needs no data set.
-    """
-    model_name = re.sub(r"[^\w.-]+", "_", Path(args.model_checkpoint).name) or "model"
-    name = f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}_{model_name}"
-    run = Path(args.output_dir or Path("runs") / name)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "arguments.json").write_text(json.dumps(vars(args), indent=2, sort_keys=True) + "\n")
-        tokenizer.save(run)
-        personas = [[tokenizer.decode(sentence) for sentence in persona] for persona in sample_personas(train)]
-        (run / "personas.json").write_text(json.dumps(personas, ensure_ascii=False, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"the run folder {run} cannot be written ({error.strerror}); choose another --output_dir."
-        ) from error
-    logger.info("run folder: %s", run)
-    return run
-
-
-def sample_personas(split: DialogSplit) -> list[list[TokenIds]]:
-    dialogs = random.Random(0).sample(range(split.n_dialogs), min(N_STORED_PERSONAS, split.n_dialogs))
-    return [persona for persona in map(split.persona, dialogs) if persona]
-
-
-def attach_checkpoints(
-    trainer: Engine, evaluator: Engine, model: DoubleHeadsModel, tokenizer: DialogTokenizer, run: Path
-) -> None:
-    """After each validation record it in metrics.jsonl and save RUN/last and, where hits@1 is the best so far, RUN."""
-    best = -1.0
-
-    @evaluator.on(Events.COMPLETED)
-    def save(engine: Engine) -> None:
-        nonlocal best
-        metrics = {"updates": trainer.state.iteration, "epoch": trainer.state.epoch, **engine.state.metrics}
-        with open(run / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(metrics) + "\n")
-        if trainer.state.iteration == 0:
-            return  # --eval_before_start: nothing has been learned yet
-        tokenizer.save(run / "last")
-        save_model(model, run / "last")
-        if metrics["hits@1"] > best:
-            best = metrics["hits@1"]
-            save_model(model, run)
-
-
-def attach_tensorboard(trainer: Engine, evaluator: Engine, optimizer, run: Path) -> TensorboardLogger:
-    """Write losses, gradient norm, rates and validation figures to TensorBoard's event files in the run folder."""
-    board = TensorboardLogger(log_dir=run)
-    every_update = Events.ITERATION_COMPLETED
-    for name in ("loss", "lm_loss", "mc_loss", "grad_norm"):
-        board.attach_output_handler(trainer, every_update, tag="training",
-                                    output_transform=lambda output, name=name: {name: output[name]})  # fmt: skip
-    board.attach_output_handler(trainer, every_update, tag="training", metric_names=["examples/s"])
-    board.attach_opt_params_handler(trainer, every_update, optimizer=optimizer, tag="training")
-    board.attach_output_handler(evaluator, Events.COMPLETED, tag="validation", metric_names="all",
-                                global_step_transform=lambda *_: trainer.state.iteration)  # fmt: skip
-    return board
-
-
-def attach_sample_dialogs(
-    evaluator: Engine, trainer: Engine, model: DoubleHeadsModel, valid: TreeDataset, board: TensorboardLogger
-) -> None:
-    """After each validation show a few of its dialogs in TensorBoard, with the candidate that the model chose."""
-    indices = random.Random(0).sample(range(len(valid)), min(N_SAMPLE_DIALOGS, len(valid)))
-    tokenizer = valid.tokenizer
-
-    @evaluator.on(Events.COMPLETED)
-    @torch.inference_mode()
-    def show(engine: Engine) -> None:
-        device = next(model.parameters()).device
-        for number, index in enumerate(indices):
-            example = valid.example(index)
-            _, _, scores = tree_losses(model, collate_trees([valid[index]], tokenizer.pad_id).to(device))
-            chosen = example.candidates[scores.argmax().item()]
-            lines = [f"*{tokenizer.decode(sentence)}*" for sentence in example.persona]
-            lines += [f"- {tokenizer.decode(turn)}" for turn in example.history]
-            lines += [f"**gold** {tokenizer.decode(example.candidates[-1])}", f"**chosen** {tokenizer.decode(chosen)}"]
-            board.writer.add_text(f"validation/dialog_{number}", "\n\n".join(lines), trainer.state.iteration)
 
 
 if __name__ == "__main__":

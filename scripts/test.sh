@@ -9,6 +9,9 @@ use_environment requirements-dev.txt
 # The reference implementation of the parity tests: without its dependencies, which are in requirements-dev.txt.
 "$PYTHON" -c "import pytorch_transformers" 2>/dev/null ||
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps pytorch-transformers==1.2.0
+# ParlAI, which the evaluation is tested against for real.
+satisfies "$PYTHON" requirements-parlai.txt ||
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-parlai.txt
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m pytest "$@"

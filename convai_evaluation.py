@@ -1,0 +1,577 @@
+"""Score a fine-tuned model on the ConvAI2 task (Dinan et al., 2019, arXiv 1902.00098): hits@1, perplexity and F1.
+
+    python convai_evaluation.py --eval_type hits@1                            the released model, ParlAI's convai2 task
+    python convai_evaluation.py --eval_type hits@1 ppl f1 --dataset_path DATA  without ParlAI, on data of your own
+    python -m parlai eval_model -m convai_evaluation:TransformerAgent -t convai2 --model-checkpoint RUN
+
+Without --dataset_path it needs ParlAI, from requirements-parlai.txt or a clone that it is run in (`cd ParlAI; python
+../convai_evaluation.py ...`), and hands options that it does not know, such as -t TASK, to it.
+"""
+
+from errors import UserError, report_user_errors
+from options import evaluation_options
+
+if __name__ == "__main__":
+    evaluation_options()  # answers --help and mistyped options before the slow imports below
+
+import copy
+import json
+import logging
+import math
+import random
+import sys
+import warnings
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from agent import Context, DialogAgent
+from convai_metrics import (
+    OFFICIAL_N_ENTRIES,
+    WordPerplexity,
+    best_first,
+    count_words,
+    dictionary_texts,
+    f1_summands,
+    figures,
+    gold_rank,
+    hit_summands,
+    perplexity,
+    perplexity_summands,
+)
+from decoding import DecodingSettings
+from formats import Dialog, load_for_evaluation, take_persona
+from options import EVAL_TYPES, add_decoding_options, add_device_option, add_input_options
+from pretrained import locate_finetuned
+from store import DialogSplit, build_arrays
+from updates import N_VALIDATION_DISTRACTORS
+
+logger = logging.getLogger("convai_evaluation")
+
+OFFICIAL_TASK = "convai2:self"
+INSTALL_PARLAI = f"pip install --no-deps -r {Path(__file__).with_name('requirements-parlai.txt')}"
+WITHOUT_PARLAI = "or evaluate without ParlAI: --dataset_path FILE"
+CONVAI2_URL = "http://parl.ai/downloads/convai2/convai2_fix_723.tgz"
+
+FIGURES = {
+    "hits@1": ["hits@1", "hits@5", "hits@10"],
+    "ppl": ["ppl", "ppl_all_pieces", "token_ppl", "n_words", "n_words_skipped", "n_tokens"],
+    "f1": ["f1"],
+}
+FINAL_LINES = {"hits@1": "FINAL Hits@1: {:.3f}", "ppl": "FINAL PPL: {:.2f}", "f1": "FINAL F1: {:.4f}"}
+PUBLISHED = {  # hits@1 in per cent, word perplexity, F1 in per cent
+    "published recipe": ("> 79", "20.5", "16.5"),
+    "released model": ("71.5", "-", "-"),
+    "released model, users' runs": ("75.0-76.1", "20.7", "16.59"),
+    "competition entry, validation": ("82.1", "17.51", "19.09"),
+    "best found anywhere": ("90.3", "-", "21.99"),
+}
+
+
+class Result(NamedTuple):
+    """The figures of one metric, over `n_done` of `n_total` examples where it was interrupted."""
+
+    figures: dict[str, float]
+    n_done: int
+    n_total: int
+    interrupted: bool
+
+
+@report_user_errors
+def main() -> None:
+    args, for_parlai = evaluation_options()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    check_output(args.output)
+    evaluation = OwnEvaluation(args) if args.dataset_path else ParlaiEvaluation(args, for_parlai)
+    agent = load_agent(vars(args), args.model)
+    results = evaluate(evaluation, agent, args.eval_type)
+    print_table(results, evaluation.name)
+    if args.output:
+        write_json(args, results, evaluation.name)
+    if any(result.interrupted for result in results.values()):
+        sys.exit(130)
+
+
+def evaluate(evaluation, agent: DialogAgent, eval_types: Sequence[str]) -> dict[str, Result]:
+    """Measure one after the other, until an interrupt."""
+    results: dict[str, Result] = {}
+    for eval_type in dict.fromkeys(eval_types):
+        results[eval_type] = run(eval_type, *evaluation.start(eval_type, agent))
+        print_final_line(eval_type, results[eval_type])
+        if results[eval_type].interrupted:
+            break
+    return results
+
+
+def load_agent(options: Mapping[str, Any], model: str = "openai-gpt") -> DialogAgent:
+    """Load the model and set it up as the options say; UserError where they are out of range."""
+    try:
+        settings = DecodingSettings(**{field.name: options[field.name] for field in fields(DecodingSettings)})
+    except ValueError as error:
+        raise UserError(f"{error}; see --help.") from error
+    agent = DialogAgent.load(
+        locate_finetuned(model, options["model_checkpoint"]),
+        device=options["device"],
+        pre_tokenization=options["tokenization"],
+        max_history=options["max_history"],
+        settings=settings,
+    )
+    agent.tokenizer.encode("hello")  # imports spaCy, which the first examples should not have to wait for
+    return agent
+
+
+def chosen_seed(options: Mapping[str, Any]) -> int:
+    return 42 if options["seed"] is None else options["seed"]
+
+
+def run(eval_type: str, n_total: int, steps: Iterator[dict[str, float]]) -> Result:
+    """Take all `steps`, each of which returns the figures so far, behind a progress bar; Ctrl-C ends them early."""
+    latest: dict[str, float] = {"n_examples": 0}
+    interrupted = False
+    bar_style = {"ncols": 100, "mininterval": 0.2 if sys.stderr.isatty() else 30}
+    with tqdm(total=n_total, desc=eval_type, unit=" examples", **bar_style) as bar:
+        try:
+            for latest in steps:
+                bar.set_postfix({eval_type: f"{latest[eval_type]:.4g}"}, refresh=False)
+                bar.update(int(latest["n_examples"]) - bar.n)
+        except KeyboardInterrupt:
+            interrupted = True
+    return Result(latest, int(latest["n_examples"]), n_total, interrupted)
+
+
+class Example(NamedTuple):
+    """One reply to evaluate, as text."""
+
+    context: Context
+    candidates: Sequence[str]
+
+    @property
+    def gold(self) -> str:
+        return self.candidates[-1]
+
+    @property
+    def n_characters(self) -> int:
+        """About how long its tree is: what batches are sorted by."""
+        return sum(map(len, [*self.context.persona, *self.context.history, *self.candidates]))
+
+
+class OwnEvaluation:
+    """The metrics by our own implementation, on data of any form that training reads."""
+
+    def __init__(self, args: Namespace):
+        self.name = args.dataset_path
+        self.batch_size = args.batch_size
+        self.max_history = args.max_history
+        self.seed = chosen_seed(vars(args))
+        self.train, self.valid = load_for_evaluation(args.dataset_path)
+        logger.info("%s: %d dialogs to evaluate on", self.name, len(self.valid))
+
+    def start(self, eval_type: str, agent: DialogAgent) -> tuple[int, Iterator[dict[str, float]]]:
+        """Return the number of examples and an iterator that scores them, yielding the figures so far."""
+        self.agent = agent
+        examples = [
+            Example(Context(dialog["personality"], utterance["history"]), utterance["candidates"])
+            for dialog in self.valid
+            for utterance in dialog["utterances"]
+        ]
+        if eval_type == "hits@1":
+            examples = self._with_distractors(examples)
+        if eval_type == "ppl":
+            self.words = WordPerplexity(agent.tokenizer, count_words(dictionary_texts(self.train, self.valid)))
+            logger.info("dictionary: %d entries", self.words.n_entries)
+        return len(examples), self._steps(eval_type, examples)
+
+    def _steps(self, eval_type: str, examples: Sequence[Example]) -> Iterator[dict[str, float]]:
+        score = {"hits@1": self._hits, "ppl": self._perplexities, "f1": self._f1}[eval_type]
+        totals: Counter = Counter()
+        for batch in shuffled_batches(examples, self.batch_size):
+            for summands in score(batch):
+                totals.update(summands)
+            yield figures(totals)
+
+    def _hits(self, batch: Sequence[Example]) -> list[dict[str, float]]:
+        scores = self.agent.rank_batch([(example.context, example.candidates) for example in batch])
+        return [hit_summands(gold_rank(e.candidates, row, e.gold)) for e, row in zip(batch, scores, strict=True)]
+
+    def _perplexities(self, batch: Sequence[Example]) -> list[dict[str, float]]:
+        scores = self.words.score(self.agent, [(example.context, example.gold) for example in batch])
+        return list(map(perplexity_summands, scores))
+
+    def _f1(self, batch: Sequence[Example]) -> list[dict[str, float]]:
+        replies = self.agent.reply_batch([example.context for example in batch], self.seed)
+        return [f1_summands(reply, example.gold) for reply, example in zip(replies, batch, strict=True)]
+
+    def _with_distractors(self, examples: Sequence[Example]) -> list[Example]:
+        """Give the examples that offer only the gold reply the distractors that validation draws in training."""
+        if all(len(example.candidates) > 1 for example in examples):
+            return list(examples)
+        split = DialogSplit(build_arrays({"valid": self.valid}, self.agent.tokenizer), "valid")
+        text_of = {tuple(split[i].candidates[-1]): example.gold for i, example in enumerate(examples)}
+        drawn = []
+        for i, example in enumerate(examples):
+            if len(example.candidates) == 1:
+                distractors = split.example(i, n_drawn=N_VALIDATION_DISTRACTORS).candidates[:-1]
+                example = Example(example.context, [*(text_of[tuple(ids)] for ids in distractors), example.gold])
+            drawn.append(example)
+        if n_single := sum(len(example.candidates) == 1 for example in drawn):
+            logger.warning("%d examples have a single candidate, which is a hit by definition", n_single)
+        return drawn
+
+
+def shuffled_batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
+    """Return batches of examples of similar length, in an order that makes those done at any time a fair sample."""
+    by_length = sorted(examples, key=lambda example: example.n_characters)
+    batches = [by_length[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+    random.Random(0).shuffle(batches)
+    return batches
+
+
+class ParlaiEvaluation:
+    """The metrics by ParlAI's worlds and teachers; perplexity, which ParlAI no longer has, is the agent's own."""
+
+    def __init__(self, args: Namespace, for_parlai: Sequence[str]):
+        import_parlai()
+        self.opt = parlai_options(args, for_parlai)
+        self.name = self.opt["task"]
+        self.words: WordPerplexity | None = None
+
+    def start(self, eval_type: str, agent: DialogAgent) -> tuple[int, Iterator[dict[str, float]]]:
+        """Return the number of examples and an iterator that scores them, yielding the figures so far."""
+        from parlai.core.worlds import create_task
+
+        opt = copy.deepcopy(self.opt)
+        opt["eval_type"] = [eval_type]
+        if eval_type == "ppl" and self.words is None:
+            self.words = word_perplexity(agent, opt)
+        parlai_agent = agent_class()(opt, {"dialog_agent": agent, "words": self.words})
+        with explained_problems(opt):
+            world = create_task(opt, parlai_agent)
+            n_total = world.num_examples()
+        if not n_total:
+            raise UserError(f"ParlAI's task {self.name} has no examples; check its data, {WITHOUT_PARLAI}.")
+        return n_total, self._steps(eval_type, world)
+
+    def _steps(self, eval_type: str, world) -> Iterator[dict[str, float]]:
+        while not world.epoch_done():
+            try:
+                world.parley()
+            except RuntimeError as error:
+                if "true label missing" not in str(error):
+                    raise
+                raise UserError(f"{self.name}: the candidates of an example lack its gold reply, which ParlAI refuses; "
+                                f"add it there, {WITHOUT_PARLAI}, which adds it.") from error  # fmt: skip
+            report = {name: metric.value() for name, metric in world.report().items()}
+            n_examples = report.get("exs", 0)
+            if n_examples and eval_type not in report:
+                raise UserError(f"ParlAI's task {self.name} offers no candidate replies, so there is no hits@1; choose "
+                                f"another task, {WITHOUT_PARLAI}, which draws some.")  # fmt: skip
+            if n_examples:
+                yield {"n_examples": n_examples} | {name: report[name] for name in FIGURES[eval_type]}
+
+
+def import_parlai() -> None:
+    """Import ParlAI from the clone in the current folder or as it is installed; UserError with what to do."""
+    here = Path.cwd()
+    if (here / "parlai" / "core" / "agents.py").is_file():
+        sys.path.insert(1, str(here))  # behind this script's folder
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pkg_resources, which it needs, calls itself deprecated
+            import parlai.core.worlds
+            import parlai.utils.logging
+    except ImportError as error:
+        raise UserError(
+            f"ParlAI cannot be imported ({error}). Install it: {INSTALL_PARLAI}; {WITHOUT_PARLAI}."
+        ) from error
+    parlai.utils.logging.set_log_level(logging.WARNING)
+
+
+def parlai_options(args: Namespace, for_parlai: Sequence[str]) -> dict[str, Any]:
+    """Return ParlAI's options with ours among them: what the agent reads."""
+    from parlai.core.params import ParlaiParser
+
+    def refuse(message: str) -> None:
+        raise UserError(f"{message}; our options are listed by --help, ParlAI's by `parlai eval_model --help`.")
+
+    parser = ParlaiParser(add_parlai_args=True, add_model_args=False)
+    parser.error = refuse
+    parser.set_params(task=OFFICIAL_TASK, datatype="valid", batchsize=args.batch_size)
+    with explained_problems({"task": "of -t"}):
+        opt = parser.parse_args(list(for_parlai))
+    opt |= vars(args)
+    opt["metrics"] = "none"  # beyond the ones asked for: BLEU takes long
+    return opt
+
+
+@contextmanager
+def explained_problems(opt: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what ParlAI raises over a task that it cannot load into a UserError that says what to do."""
+    try:
+        yield
+    except (ImportError, AttributeError, LookupError, ValueError, OSError, RuntimeError, AssertionError) as error:
+        reason = f"{next(iter(str(error).splitlines()), '')} ({type(error).__name__})"
+        folder = Path(opt.get("datapath", ""), "ConvAI2")
+        if opt["task"].startswith("convai2") and not (folder / ".built").exists():
+            raise UserError(f"ParlAI's data of ConvAI2 are not in {folder} and cannot be downloaded: {reason}. Put the "
+                            f"file of {CONVAI2_URL} there and start again, {WITHOUT_PARLAI}.") from error  # fmt: skip
+        raise UserError(f"ParlAI cannot load the task {opt['task']}: {reason}. Check -t and its options, "
+                        f"{WITHOUT_PARLAI}.") from error  # fmt: skip
+
+
+def word_perplexity(agent: DialogAgent, opt: Mapping[str, Any]) -> WordPerplexity:
+    """Return the scorer for the dictionary of a ParlAI task's training and validation data."""
+    # The competition's dictionary is the same for all versions of its task.
+    tasks = [OFFICIAL_TASK if task.startswith("convai2") else task for task in opt["task"].split(",")]
+    with explained_problems(opt):
+        train, valid = (
+            [dialog for task in tasks for dialog in task_dialogs(opt, task, datatype)]
+            for datatype in ("train:evalmode", "valid")
+        )
+    # A task that has but one file uses it for everything.
+    words = WordPerplexity(agent.tokenizer, count_words(dictionary_texts([] if train == valid else train, valid)))
+    logger.info("dictionary: %d entries (official: %d)", words.n_entries, OFFICIAL_N_ENTRIES)
+    return words
+
+
+def task_dialogs(opt: Mapping[str, Any], task: str, datatype: str) -> list[Dialog]:
+    """Return the dialogs of a ParlAI task in our form, with the gold replies as the only candidates."""
+    from parlai.core.teachers import create_task_agent_from_taskname
+
+    opt = copy.deepcopy(opt)
+    opt.update(task=task, datatype=datatype, batchsize=1)
+    dialogs, is_new = [], True
+    for teacher in create_task_agent_from_taskname(opt):
+        for message in teacher:
+            if is_new:
+                dialogs.append({"personality": [], "utterances": []})
+                history: list[str] = []
+            history += turns_of(message.get("text", ""), dialogs[-1]["personality"])
+            if labels := message.get("eval_labels") or message.get("labels"):
+                dialogs[-1]["utterances"].append({"history": list(history), "candidates": [labels[0]]})
+                history.append(labels[0])
+            is_new = message.get("episode_done", False)
+    return dialogs
+
+
+def turns_of(text: str, personality: list[str]) -> list[str]:
+    """Return the turn in a ParlAI message's text, if any, and move its persona lines to `personality`."""
+    said = take_persona(text, personality).split("\n")
+    turn = " ".join(line.strip() for line in said if line.strip())
+    return [turn] if turn else []
+
+
+class _TransformerAgent:
+    """A DialogAgent as ParlAI wants it; `TransformerAgent` is this with ParlAI's Agent as its base class.
+
+    Clones share the model. Each observation carries its context, so that one clone can act for a whole batch.
+    """
+
+    @classmethod
+    def add_cmdline_args(cls, parser, partial_opt=None):
+        """Add the options that ParlAI's own commands take for this agent."""
+        group = parser.add_argument_group("TransformerAgent")
+        group.add_argument(
+            "--eval_type",
+            nargs="+",
+            choices=EVAL_TYPES,
+            default=["hits@1"],
+            help="rank the candidates, score the gold reply's words, generate a reply; where neither of the first two "
+            "is possible, a reply is generated",
+        )
+        group.add_argument(
+            "--model_checkpoint", default="", metavar="MODEL", help="folder of a fine-tuned model (default: released)"
+        )
+        add_input_options(group)
+        add_device_option(group)
+        add_decoding_options(group)
+        parser.set_defaults(seed=42)
+        return parser
+
+    def __init__(self, opt, shared=None):
+        self.id = "TransformerAgent"
+        super().__init__(opt, shared)
+        self.dialog_agent: DialogAgent = shared["dialog_agent"] if shared else load_agent(opt)
+        self.words: WordPerplexity | None = shared["words"] if shared else None
+        if "ppl" in opt["eval_type"] and self.words is None:
+            self.words = word_perplexity(self.dialog_agent, opt)
+        self.reset()
+
+    def share(self) -> dict:
+        return super().share() | {"dialog_agent": self.dialog_agent, "words": self.words}
+
+    def reset(self) -> None:
+        """Forget the dialog."""
+        super().reset()
+        self.persona: list[str] = []
+        self.history: list[str] = []
+        self.said = ""  # since the last observation: the gold reply where there is one, otherwise what was replied
+        self.episode_done = False
+
+    def observe(self, observation):
+        """Take in what the other side said; the returned observation carries the context to reply to."""
+        if self.episode_done:
+            self.reset()
+        if self.said:
+            self.history.append(self.said)
+        self.history += turns_of(observation.get("text") or "", self.persona)
+        labels = observation.get("eval_labels") or observation.get("labels") or [""]
+        self.said = labels[0]
+        self.episode_done = observation.get("episode_done", False)
+        self.observation = observation.copy()
+        self.observation["dialog_context"] = Context(tuple(self.persona), tuple(self.history))
+        return self.observation
+
+    def self_observe(self, reply) -> None:
+        """Remember the agent's own reply where there is no gold one."""
+        self.said = self.said or reply.get("text", "")
+
+    def act(self):
+        reply = self.batch_act([self.observation])[0]
+        self.self_observe(reply)
+        return reply
+
+    def batch_act(self, observations):
+        """Reply to each observation of a batch: candidates best first, a text, metrics, as `--eval_type` asks."""
+        from parlai.core.message import Message
+
+        replies = [Message({"id": self.id}) for _ in observations]
+        asked = [i for i, observation in enumerate(observations) if "dialog_context" in (observation or {})]
+        asked = [i for i in asked if not observations[i].get("batch_padding")]
+        eval_types = self.opt["eval_type"]
+        ranked = [i for i in asked if "hits@1" in eval_types and observations[i].get("label_candidates")]
+        scored = [i for i in asked if "ppl" in eval_types and gold_of(observations[i]) is not None]
+        generated = asked if "f1" in eval_types else [i for i in asked if i not in {*ranked, *scored}]
+        for indices, answer in ((ranked, self._rank), (scored, self._score), (generated, self._generate)):
+            if indices:
+                for i, fields in zip(indices, answer([observations[i] for i in indices]), strict=True):
+                    replies[i].update(fields)
+        return replies
+
+    def next_word_probability(self, partial_out: Sequence[str]) -> dict[str, float]:
+        """Return each dictionary word's probability to follow the words `partial_out` of the reply, as published."""
+        return self.words.next_word_probability(self.dialog_agent, self.observation["dialog_context"], partial_out)
+
+    def _rank(self, observations) -> list[dict]:
+        questions = [
+            (observation["dialog_context"], list(observation["label_candidates"])) for observation in observations
+        ]
+        scores = self.dialog_agent.rank_batch(questions)
+        ranked = [
+            best_first(candidates, row, gold_of(observation))
+            for observation, (_, candidates), row in zip(observations, questions, scores, strict=True)
+        ]
+        return [{"text": candidates[0], "text_candidates": candidates} for candidates in ranked]
+
+    def _score(self, observations) -> list[dict]:
+        questions = [(observation["dialog_context"], gold_of(observation)) for observation in observations]
+        return [{"metrics": self.metrics_of(score)} for score in self.words.score(self.dialog_agent, questions)]
+
+    def _generate(self, observations) -> list[dict]:
+        contexts = [observation["dialog_context"] for observation in observations]
+        return [{"text": text} for text in self.dialog_agent.reply_batch(contexts, chosen_seed(self.opt))]
+
+
+def gold_of(observation: Mapping[str, Any]) -> str | None:
+    labels = observation.get("eval_labels") or observation.get("labels")
+    return labels[0] if labels else None
+
+
+def agent_class():
+    """Return TransformerAgent, made when it is first asked for: only then ParlAI is needed."""
+    if "TransformerAgent" not in globals():
+        from parlai.core.agents import Agent
+        from parlai.core.metrics import AverageMetric, SumMetric
+
+        class Perplexity(AverageMetric):
+            def value(self) -> float:
+                return perplexity(self._numer, self._denom)
+
+        def metrics_of(score) -> dict:
+            parts = perplexity_summands(score)
+            return {
+                "ppl": Perplexity(parts["loss"], parts["n_words"]),
+                "ppl_all_pieces": Perplexity(parts["loss_all_pieces"], parts["n_words"]),
+                "token_ppl": Perplexity(parts["token_loss"], parts["n_tokens"]),
+            } | {name: SumMetric(parts[name]) for name in ("n_words", "n_words_skipped", "n_tokens")}
+
+        members = {"metrics_of": staticmethod(metrics_of), "__module__": __name__}
+        globals()["TransformerAgent"] = type("TransformerAgent", (_TransformerAgent, Agent), members)
+    return globals()["TransformerAgent"]
+
+
+def __getattr__(name: str):
+    if name == "TransformerAgent":
+        return agent_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def print_final_line(eval_type: str, result: Result) -> None:
+    """Print the line that the published script ended with."""
+    if not result.figures.get("n_examples"):
+        print(f"{eval_type}: interrupted before anything was scored")
+        return
+    partial = f" (partial: {result.n_done} of {result.n_total} examples)" if result.interrupted else ""
+    print(FINAL_LINES[eval_type].format(result.figures[eval_type]) + partial, flush=True)
+
+
+def print_table(results: Mapping[str, Result], data: str) -> None:
+    """Print our figures beside the published ones."""
+    ours = {name: value for result in results.values() for name, value in result.figures.items()}
+
+    def cell(name: str, scale: float) -> str:
+        return f"{scale * ours[name]:.2f}" if name in ours else "-"
+
+    is_partial = any(result.interrupted for result in results.values())
+    n_examples = max(result.n_done for result in results.values())
+    rows = {"this run" + (" (partial)" if is_partial else ""): (cell("hits@1", 100), cell("ppl", 1), cell("f1", 100))}
+    print(f"\n{'':32}{'hits@1 %':>12}{'word ppl':>12}{'F1 %':>12}")
+    for label, cells in (rows | PUBLISHED).items():
+        print(f"{label:32}" + "".join(f"{value:>12}" for value in cells))
+    print(f"this run: {n_examples} examples of {data}; published: ConvAI2's 7,801, 20 candidates each")
+    if "hits@5" in ours:
+        print(f"hits@5 {cell('hits@5', 100)} %, hits@10 {cell('hits@10', 100)} %")
+    if "ppl" in ours:
+        print(f"word perplexity over all pieces of a word (the honest definition): {cell('ppl_all_pieces', 1)}")
+        print(
+            f"words scored: {ours['n_words']:.0f}, skipped, as the dictionary lacks them: {ours['n_words_skipped']:.0f}"
+        )
+        print(f"token perplexity (per BPE token; not to be compared with those per word): {cell('token_ppl', 1)}")
+
+
+def check_output(path: str) -> None:
+    """Refuse an --output that cannot be written before hours are spent."""
+    if not path:
+        return
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        open(path, "a").close()
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written ({error.strerror}); choose another file.") from error
+
+
+def write_json(args: Namespace, results: Mapping[str, Result], data: str) -> None:
+    """Write options, figures and the published figures to `--output`."""
+    content = {
+        "data": data,
+        "options": vars(args),
+        "partial": any(result.interrupted for result in results.values()),
+        "results": {
+            name: {"n_total": result.n_total}
+            | {key: value if math.isfinite(value) else None for key, value in result.figures.items()}
+            for name, result in results.items()
+        },
+        "published": {
+            label: dict(zip(("hits@1 %", "word ppl", "F1 %"), cells, strict=True)) for label, cells in PUBLISHED.items()
+        },
+    }
+    Path(args.output).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

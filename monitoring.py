@@ -1,0 +1,147 @@
+"""What a training run shows while it goes: progress, TensorBoard scalars, sample dialogs."""
+
+import logging
+import random
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from ignite.handlers.tensorboard_logger import TensorboardLogger
+from ignite.metrics import RunningAverage
+
+from decoding import DecodingSettings, generate_replies
+from model import DoubleHeadsModel
+from updates import TreeDataset
+from utils import build_input_from_segments, collate_trees
+
+logger = logging.getLogger(__name__)
+
+N_SAMPLE_DIALOGS = 4
+SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal to draw a bar on
+
+
+def set_up_logging() -> None:
+    """Send messages to stderr and silence what libraries report at their own pleasure."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    # Ignite reports every exception that passes through it; ours are reported once, at the end.
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)
+    for chatty in ("httpx", "huggingface_hub", "tensorboardX", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def attach_progress(trainer: Engine, evaluator: Engine, n_updates: int) -> None:
+    """Show loss, rate and time left, as bars on a terminal and as lines elsewhere; report examples that were cut."""
+    RunningAverage(output_transform=lambda output: output["loss"]).attach(trainer, "loss")
+    RateMeter().attach(trainer)
+    if sys.stderr.isatty():
+        ProgressBar(desc="training", persist=True, ncols=100).attach(trainer, ["loss", "examples/s"])
+        ProgressBar(desc="validation", ncols=100).attach(evaluator)
+    else:
+        log_progress(trainer, n_updates)
+    for engine, name in ((trainer, "training"), (evaluator, "validation")):
+        count_cut_examples(engine, name)
+
+
+class RateMeter:
+    """Sets the metric `examples/s`: an exponential average over updates, waiting for data included, not validation."""
+
+    def attach(self, trainer: Engine) -> None:
+        trainer.add_event_handler(Events.EPOCH_STARTED, self._start)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
+
+    def _start(self, engine: Engine) -> None:
+        self._last = time.perf_counter()
+
+    def _measure(self, engine: Engine) -> None:
+        now = time.perf_counter()
+        rate = engine.state.output["n_examples"] / (now - self._last)
+        smooth = engine.state.metrics.get("examples/s", rate)
+        engine.state.metrics["examples/s"] = 0.95 * smooth + 0.05 * rate
+        self._last = now
+
+
+def log_progress(trainer: Engine, n_updates: int) -> None:
+    """Log a line of progress every half minute."""
+    last = time.perf_counter()
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def log(engine: Engine) -> None:
+        nonlocal last
+        if time.perf_counter() - last < SECONDS_BETWEEN_LINES:
+            return
+        last = time.perf_counter()
+        state = engine.state
+        seconds_left = (n_updates - state.iteration) * state.output["n_examples"] / state.metrics["examples/s"]
+        logger.info(
+            "update %d of %d: loss %.3f, %.1f examples/s, %s left without validation",
+            state.iteration, n_updates, state.metrics["loss"], state.metrics["examples/s"],
+            timedelta(seconds=round(seconds_left)),
+        )  # fmt: skip
+
+
+def count_cut_examples(engine: Engine, name: str) -> None:
+    """Report once an epoch how many examples lost something to the model's position limit."""
+    n_cut = 0
+
+    @engine.on(Events.ITERATION_COMPLETED)
+    def add(engine: Engine) -> None:
+        nonlocal n_cut
+        n_cut += engine.state.output["n_cut"]
+
+    @engine.on(Events.EPOCH_COMPLETED)
+    def report(engine: Engine) -> None:
+        nonlocal n_cut
+        if n_cut:
+            logger.warning("%s: %d examples were cut to fit the model's positions", name, n_cut)
+        n_cut = 0
+
+
+def attach_tensorboard(
+    trainer: Engine, evaluator: Engine, optimizer: torch.optim.Optimizer, folder: Path
+) -> TensorboardLogger:
+    """Write losses, gradient norm, learning rate, speed and validation figures to event files in `folder`."""
+    board = TensorboardLogger(log_dir=folder)
+    every_update = Events.ITERATION_COMPLETED
+    scalars = ("loss", "lm_loss", "mc_loss", "grad_norm")
+    board.attach_output_handler(trainer, every_update, tag="training",
+                                output_transform=lambda output: {name: output[name] for name in scalars})  # fmt: skip
+    board.attach_output_handler(trainer, every_update, tag="training", metric_names=["examples/s"])
+    board.attach_opt_params_handler(trainer, every_update, optimizer=optimizer, tag="training")
+    board.attach_output_handler(evaluator, Events.COMPLETED, tag="validation", metric_names="all",
+                                global_step_transform=lambda *_: trainer.state.iteration)  # fmt: skip
+    return board
+
+
+def attach_sample_dialogs(
+    trainer: Engine, evaluator: Engine, model: DoubleHeadsModel, valid: TreeDataset, board: TensorboardLogger
+) -> None:
+    """After each validation show a few of its dialogs in TensorBoard, with what the model chose and what it says."""
+    indices = random.Random(0).sample(range(len(valid)), min(N_SAMPLE_DIALOGS, len(valid)))
+
+    @evaluator.on(Events.COMPLETED)
+    def show(engine: Engine) -> None:
+        for number, index in enumerate(indices):
+            text = describe_example(model, valid, index)
+            board.writer.add_text(f"validation/dialog_{number}", text, trainer.state.iteration)
+
+
+@torch.inference_mode()
+def describe_example(model: DoubleHeadsModel, valid: TreeDataset, index: int) -> str:
+    """Return one example in Markdown: persona, history, gold reply, the model's choice and its own greedy reply."""
+    tokenizer, example = valid.tokenizer, valid.example(index)
+    batch = collate_trees([valid[index]], tokenizer.pad_id).to(model.device)
+    chosen = model.eval()(**batch.model_inputs()).mc_logits.argmax().item()
+    room = model.config.n_positions - DecodingSettings.max_length
+    prompt = build_input_from_segments(example.persona, example.history, [], tokenizer, with_eos=False)
+    lines = [f"*{tokenizer.decode(sentence)}*" for sentence in example.persona]
+    lines += [f"- {tokenizer.decode(turn)}" for turn in example.history]
+    lines += [f"**gold:** {tokenizer.decode(example.candidates[-1])}"]
+    lines += [f"**chosen of {len(example.candidates)}:** {tokenizer.decode(example.candidates[chosen])}"]
+    if len(prompt["input_ids"]) <= room:
+        reply = generate_replies(model, tokenizer, [prompt], DecodingSettings(no_sample=True))[0]
+        lines += [f"**generated:** {tokenizer.decode(reply)}"]
+    return "\n\n".join(lines)

@@ -1,0 +1,195 @@
+"""Whole runs of train.py and new_model.py, as a user starts them."""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, make_dialogs, tiny_config
+from tensorboardX.proto.event_pb2 import Event
+
+import train
+from bench.reference import load_reference_model
+from model import load_model
+from tokenization import load_tokenizer
+
+FAST = ["--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--lr", "1e-3", "--device", "cpu"]
+
+
+def run_script(script: str, *arguments, cwd) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def metrics_of(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_events(run) -> list[Event]:
+    """The events of TensorBoard's file: records of a length, its checksum, the content and its checksum."""
+    (path,) = run.glob("events.out.tfevents.*")
+    content, events, start = path.read_bytes(), [], 0
+    while start < len(content):
+        (length,) = struct.unpack_from("<Q", content, start)
+        events.append(Event.FromString(content[start + 12 : start + 12 + length]))
+        start += 12 + length + 4
+    return events
+
+
+@pytest.fixture
+def scratch_model(tmp_path, tokenizer):
+    folder = tmp_path / "scratch"
+    tokenizer.save(folder)
+    config = tiny_config(tokenizer.family, len(tokenizer))
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_run_learns_and_leaves_a_usable_folder(tmp_path, scratch_model, dataset_file, tokenizer):
+    arguments = ["--from_scratch", "--model", scratch_model, "--dataset_path", dataset_file, *FAST]
+    result = run_script("train.py", *arguments, "--n_epochs", 4, "--eval_before_start", "--seed", 3, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "update = 4 x 2 accumulation = 8 examples; 12 updates, 3 an epoch" in result.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.endswith(f"{os.uname().nodename}_scratch")
+
+    metrics = metrics_of(run)
+    assert [entry["updates"] for entry in metrics] == [0, 3, 6, 9, 12]
+    assert metrics[-1]["perplexity"] < 0.9 * metrics[0]["perplexity"]
+    assert json.loads((run / "arguments.json").read_text())["seed"] == 3
+    assert [tokenizer.encode(sentence) for sentence in json.loads((run / "personas.json").read_text())[0]]
+    values = [(value.tag, event.step, value) for event in read_events(run) for value in event.summary.value]
+    steps = {tag: [step for other, step, _ in values if other == tag] for tag, _, _ in values}
+    scalars = ("loss", "lm_loss", "mc_loss", "grad_norm", "examples/s")
+    assert all(steps[f"training/{name}"] == list(range(1, 13)) for name in scalars)
+    assert steps["training/lr/group_0"] == list(range(1, 13))
+    assert steps["validation/hits_1"] == steps["validation/perplexity"] == [0, 3, 6, 9, 12]
+    texts = [value.tensor.string_val[0].decode() for tag, _, value in values if tag.startswith("validation/dialog_0")]
+    assert len(texts) == 5 and all(part in texts[0] for part in ("**gold:**", "**chosen of 4:**", "**generated:**"))
+    assert list(tmp_path.glob("dataset_cache.bin.*"))
+    for folder in (run, run / "last"):  # the best and the last checkpoint, for us and for transformers
+        weights = load_model(folder, load_tokenizer(folder)).transformer.tokens_embed.weight
+        torch.testing.assert_close(load_reference_model(folder).get_input_embeddings().weight, weights)
+
+    # Going on from that run, for one update of the data's three an epoch.
+    again = ["--model_checkpoint", run, "--dataset_path", dataset_file, *FAST, "--output_dir", tmp_path / "second"]
+    result = run_script("train.py", *again, "--max_updates", 1, "--eval_before_start", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    first, last = metrics_of(tmp_path / "second")
+    best = max(metrics[1:], key=lambda entry: entry["hits@1"])
+    assert first["perplexity"] == pytest.approx(best["perplexity"], rel=1e-5)
+    assert last["updates"] == 1
+
+
+def test_the_same_seed_gives_the_same_losses_twice_and_another_seed_does_not(tmp_path, scratch_model, dataset_file):
+    arguments = ["--from_scratch", "--model", scratch_model, "--dataset_path", dataset_file, *FAST, "--max_updates", 4]
+    figures = []
+    for number, seed in enumerate((1, 1, 2)):
+        output = tmp_path / str(number)
+        result = run_script("train.py", *arguments, "--seed", seed, "--output_dir", output, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        figures.append(metrics_of(output))
+    assert figures[0] == figures[1] != figures[2]
+
+
+def test_data_of_dialogs_without_candidates_or_persona(tmp_path, scratch_model):
+    lines = []
+    for d in range(24):
+        lines += [f"1 hello ! {d}\ti'm great , thanks for asking . {d}", f"2 do you have any pets ?\tyes , {d} cats ."]
+    (tmp_path / "dialogs.txt").write_text("\n".join(lines))
+    arguments = ["--from_scratch", "--model", scratch_model, "--dataset_path", tmp_path / "dialogs.txt", *FAST]
+    result = run_script("train.py", *arguments, "--n_epochs", 1, "--output_dir", tmp_path / "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "train: 23 dialogs, 46 examples" in result.stderr and "valid: 1 dialogs, 2 examples" in result.stderr
+    assert json.loads((tmp_path / "run/personas.json").read_text()) == []
+
+
+def test_examples_that_were_cut_are_reported(tmp_path, tokenizer, dataset_file):
+    folder = tmp_path / "short"
+    tokenizer.save(folder)
+    (folder / "config.json").write_text(json.dumps(tiny_config(tokenizer.family, len(tokenizer), n_positions=24)))
+    arguments = ["--from_scratch", "--model", folder, "--dataset_path", dataset_file, *FAST, "--n_epochs", 1]
+    result = run_script("train.py", *arguments, "--output_dir", tmp_path / "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "training: 24 examples were cut to fit the model's positions" in result.stderr
+    assert "validation: 8 examples were cut" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset_path", "nowhere.json"], "there is no nowhere.json"),
+        (["--dataset_path", "broken.json"], "broken.json is not JSON: Expecting value at line 2, column 12"),
+        (["--dataset_path", "no_turns.json"], "train dialog 1 has no turns"),
+        (["--dataset_path", "http://127.0.0.1:9/data.json"], "http://127.0.0.1:9/data.json"),
+        (["--model", "checkpoint_without_config", "--dataset_path", "good.json"], "has no config.json"),
+        (["--model", "scratch", "--dataset_path", "good.json"], "holds no weights"),
+        (["--model", "scratch", "--from_scratch", "--dataset_path", "good.json", "--output_dir", "good.json/x"],
+         "cannot be written"),
+        (["--lr", "fast"], "argument --lr: 'fast' is not a number above 0"),
+        (["--n_epochs", "0"], "argument --n_epochs: '0' is not a whole number of at least 1"),
+        (["--tokenization", "words"], "argument --tokenization: invalid choice: 'words'"),
+        (["--learning_rate", "1"], "unrecognized arguments: --learning_rate 1"),
+        (["--model", "scratch", "--dataset_path", "good.json", "--device", "abacus"], "--device abacus cannot be used"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_status_2(tmp_path, scratch_model, arguments, message, monkeypatch, capfd):
+    write_bad_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    if "--model" not in arguments:
+        arguments = ["--model", "scratch", "--from_scratch", *arguments]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as exit_of:
+        train.main()
+    assert exit_of.value.code == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+
+
+def write_bad_inputs(folder) -> None:
+    (folder / "good.json").write_text(json.dumps({"train": make_dialogs(2), "valid": make_dialogs(1)}))
+    (folder / "broken.json").write_text('{"train": [],\n "valid":  oops}')
+    no_turns = make_dialogs(2)
+    no_turns[1]["utterances"] = []
+    (folder / "no_turns.json").write_text(json.dumps({"train": no_turns, "valid": make_dialogs(1)}))
+    without_config = folder / "checkpoint_without_config"
+    shutil.copytree(folder / "scratch", without_config)
+    (without_config / "config.json").unlink()
+
+
+def test_an_error_prints_nothing_but_its_line(tmp_path, scratch_model):
+    write_bad_inputs(tmp_path)
+    arguments = ["--model", scratch_model, "--from_scratch", "--dataset_path", "no_turns.json"]
+    result = run_script("train.py", *arguments, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: no_turns.json: train dialog 1 has no turns")
+    assert result.stderr.count("\n") == 1
+
+
+def test_new_model_then_training_from_its_folder(tmp_path, dataset_file, family):
+    if family == "openai-gpt":
+        more = ["--n_layer", 1, "--n_embd", 8, "--n_head", 2]
+    else:
+        more = ["--family", "gpt2", "--n_layer", 1, "--n_embd", 8, "--n_head", 2, "--vocab_size", 300]
+    result = run_script("new_model.py", "models/mine", "--dataset_path", dataset_file, *more, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"models/mine: {family}, 1 layers of width 8" in result.stdout
+    arguments = ["--from_scratch", "--model", "models/mine", "--dataset_path", dataset_file, "--max_updates", 1]
+    result = run_script("train.py", *arguments, "--output_dir", "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert load_model(tmp_path / "run", load_tokenizer(tmp_path / "run")).config.n_embd == 8
+
+
+def test_help_answers_before_the_slow_imports(tmp_path):
+    code = (
+        "import sys, runpy; sys.argv = ['train.py', '--help']\n"
+        "try: runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit: sys.exit('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and "--num_candidates" in result.stdout
