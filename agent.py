@@ -21,14 +21,7 @@ from model import DoubleHeadsModel, load_model
 from pretrained import locate_checkpoint
 from store import TokenIds
 from tokenization import DialogTokenizer, load_tokenizer
-from utils import (
-    CandidateTree,
-    build_candidate_tree,
-    build_input_from_segments,
-    collate_trees,
-    cut_history,
-    fit_segments,
-)
+from utils import CandidateTree, build_candidate_tree, build_prompt, collate_trees, cut_history
 
 
 class Context(NamedTuple):
@@ -198,11 +191,12 @@ class DialogAgent:
 
     def _prompt(self, context: Context, n_reserved: int) -> dict:
         """Build the open input of a context, cut so that a reply of `n_reserved` tokens still has positions."""
-        fitted = fit_segments(*self._encode(context), [[0] * n_reserved], self._n_positions)
-        return build_input_from_segments(fitted.persona, fitted.history, [], self.tokenizer, with_eos=False)
+        limits = self._n_positions, self.model.config.history_start
+        return build_prompt(*self._encode(context), self.tokenizer, *limits, n_reserved)
 
     def _tree(self, context: Context, candidates: Sequence[TokenIds]) -> CandidateTree:
-        return build_candidate_tree(*self._encode(context), candidates, self.tokenizer, self._n_positions)
+        limits = self._n_positions, self.model.config.history_start
+        return build_candidate_tree(*self._encode(context), candidates, self.tokenizer, *limits)
 
     def _encode(self, context: Context) -> tuple[list[TokenIds], list[TokenIds]]:
         history = cut_history(context.history, self.max_history)

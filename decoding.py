@@ -218,15 +218,17 @@ def generate_replies(
     model.eval()
     device = model.transformer.tokens_embed.weight.device
     length = max(len(prompt["input_ids"]) for prompt in prompts)
-    assert length <= model.config.n_positions, f"{length} tokens exceed {model.config.n_positions} positions"
     paddings = [length - len(prompt["input_ids"]) for prompt in prompts]
 
     def padded(key: str) -> Tensor:
         rows = [[tokenizer.pad_id] * n + prompt[key] for n, prompt in zip(paddings, prompts, strict=True)]
         return torch.tensor(rows, device=device)
 
-    positions = torch.arange(length, device=device)[None] - torch.tensor(paddings, device=device)[:, None]
-    room = model.config.n_positions - length + 1  # the last token is read by nobody and needs no position
+    positions = [prompt.get("position_ids") or range(len(prompt["input_ids"])) for prompt in prompts]
+    n_used = 1 + max(own[-1] for own in positions)
+    positions = torch.tensor([[-1] * n + [*own] for n, own in zip(paddings, positions, strict=True)], device=device)
+    assert n_used <= model.config.n_positions, f"{n_used} tokens exceed {model.config.n_positions} positions"
+    room = model.config.n_positions - n_used + 1  # the last token is read by nobody and needs no position
     settings = replace(settings, max_length=min(settings.max_length, room), min_length=min(settings.min_length, room))
     ngram_size = settings.no_repeat_ngram_size
     processors: list[LogitsProcessor] = [_NoRepeatNGramInReply(ngram_size, length)] if ngram_size else []

@@ -61,6 +61,7 @@ class ModelConfig:
     attn_pdrop: float = 0.1
     summary_first_dropout: float = 0.1
     initializer_range: float = 0.02
+    history_start: int | None = None  # position of the first token after the persona; None: wherever the persona ends
     extra: dict = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -92,12 +93,17 @@ class ModelConfig:
             raise UserError(f"{where}: unknown activation {activation!r}; known are {', '.join(_ACTIVATIONS)}.")
         settings = ("layer_norm_epsilon", "initializer_range", "summary_first_dropout")
         settings += ("embd_pdrop", "resid_pdrop", "attn_pdrop")
+        history_start = values.get("history_start")
+        allowed = range(1, sizes["n_positions"] - 1)  # a reply needs <speaker1> and <eos>
+        if history_start is not None and (type(history_start) is not int or history_start not in allowed):
+            raise UserError(f"{where}: history_start must be from 1 to n_positions - 2, not {history_start!r}.")
         optional = {key: values[key] for key in settings if key in values}
-        return cls(family=family, **sizes, activation=activation, **optional, extra=dict(values))
+        return cls(family, **sizes, activation=activation, **optional, history_start=history_start, extra=dict(values))
 
     def to_dict(self) -> dict:
         """Return the content of config.json, as transformers reads it."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("family", "activation", "extra")}
+        other = ("family", "activation", "extra", *(["history_start"] if self.history_start is None else []))
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in other}
         activation = {"afn": self.extra.get("afn", "gelu")} if self.family == "openai-gpt" else {}
         if self.family == "gpt2":
             activation = {"activation_function": self.activation}

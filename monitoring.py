@@ -16,7 +16,7 @@ from ignite.metrics import RunningAverage
 from decoding import DecodingSettings, generate_replies
 from model import DoubleHeadsModel
 from updates import TreeDataset
-from utils import build_input_from_segments, collate_trees
+from utils import build_prompt, collate_trees
 
 logger = logging.getLogger(__name__)
 
@@ -135,13 +135,13 @@ def describe_example(model: DoubleHeadsModel, valid: TreeDataset, index: int) ->
     tokenizer, example = valid.tokenizer, valid.example(index)
     batch = collate_trees([valid[index]], tokenizer.pad_id).to(model.device)
     chosen = model.eval()(**batch.model_inputs()).mc_logits.argmax().item()
-    room = model.config.n_positions - DecodingSettings.max_length
-    prompt = build_input_from_segments(example.persona, example.history, [], tokenizer, with_eos=False)
+    settings = DecodingSettings(no_sample=True)
+    limits = valid.max_positions, valid.history_start
+    prompt = build_prompt(example.persona, example.history, tokenizer, *limits, settings.max_length)
+    reply = generate_replies(model, tokenizer, [prompt], settings)[0]
     lines = [f"*{tokenizer.decode(sentence)}*" for sentence in example.persona]
     lines += [f"- {tokenizer.decode(turn)}" for turn in example.history]
     lines += [f"**gold:** {tokenizer.decode(example.candidates[-1])}"]
     lines += [f"**chosen of {len(example.candidates)}:** {tokenizer.decode(example.candidates[chosen])}"]
-    if len(prompt["input_ids"]) <= room:
-        reply = generate_replies(model, tokenizer, [prompt], DecodingSettings(no_sample=True))[0]
-        lines += [f"**generated:** {tokenizer.decode(reply)}"]
+    lines += [f"**generated:** {tokenizer.decode(reply)}"]
     return "\n\n".join(lines)

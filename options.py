@@ -34,6 +34,17 @@ def training_parser() -> argparse.ArgumentParser:
         default=1,
         help="times each training dialog is seen an epoch, its persona sentences rotated",
     )
+    data.add_argument(
+        "--align_history",
+        action="store_true",
+        help="number positions so that the history starts at the same one however long the persona is",
+    )
+    data.add_argument(
+        "--history_start",
+        type=non_negative_int,
+        default=0,
+        help="that position; longer personas are cut (default: the length of the longest training persona)",
+    )
     data.add_argument("--num_workers", type=non_negative_int, default=0, help="processes that prepare batches ahead")
 
     model = parser.add_argument_group("model")

@@ -28,13 +28,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from checkpoint import attach_checkpoints, create_run_folder
-from model import DoubleHeadsModel, load_model
+from model import DoubleHeadsModel, ModelConfig, load_model
 from monitoring import attach_progress, attach_sample_dialogs, attach_tensorboard, set_up_logging
 from pretrained import locate_checkpoint
 from store import DialogSplit
 from tokenization import DialogTokenizer, load_tokenizer
 from updates import TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
-from utils import TreeBatch, collate_trees, get_dataset
+from utils import TreeBatch, collate_trees, get_dataset, longest_persona
 
 logger = logging.getLogger("train")
 
@@ -50,7 +50,9 @@ def main() -> None:
     tokenizer = load_tokenizer(checkpoint, args.tokenization)
     splits = get_dataset(tokenizer, args.dataset_path, args.dataset_cache)
     model = prepare_model(args, checkpoint, tokenizer, device)
-    train_loader, valid_loader = prepare_loaders(args, splits, tokenizer, model.config.n_positions)
+    if args.align_history:
+        align_history(args, model.config, splits["train"])
+    train_loader, valid_loader = prepare_loaders(args, splits, tokenizer, model.config)
     n_updates = count_updates(args, train_loader)
     optimizer, scheduler = prepare_optimizer(args, model, n_updates)
 
@@ -91,14 +93,24 @@ def prepare_model(
     return model.to(device)
 
 
+def align_history(args: Namespace, config: ModelConfig, train: DialogSplit) -> None:
+    """Fix the position at which the history starts; the checkpoint's config keeps it for chat and evaluation."""
+    half = config.n_positions // 2  # the rest is for the dialog
+    config.history_start = args.history_start or config.history_start or min(longest_persona(train), half)
+    if config.history_start > half:
+        raise UserError(f"--history_start {config.history_start} leaves too few of the model's {config.n_positions} "
+                        f"positions to the dialog; it can be at most {half}.")  # fmt: skip
+    logger.info("the history starts at position %d", config.history_start)
+
+
 def prepare_loaders(
-    args: Namespace, splits: dict[str, DialogSplit], tokenizer: DialogTokenizer, max_positions: int
+    args: Namespace, splits: dict[str, DialogSplit], tokenizer: DialogTokenizer, config: ModelConfig
 ) -> tuple[DataLoader, DataLoader]:
     """Return the loaders of training (an Update a step) and validation (a TreeBatch a step, every candidate)."""
     for name, split in splits.items():
         logger.info("%s: %d dialogs, %d examples", name, split.n_dialogs, len(split))
     make_dataset = partial(TreeDataset, tokenizer=tokenizer, max_history=args.max_history,
-                           max_positions=max_positions)  # fmt: skip
+                           max_positions=config.n_positions, history_start=config.history_start)  # fmt: skip
     train = make_dataset(splits["train"], num_candidates=args.num_candidates, n_rotations=args.personality_permutations)
     valid = make_dataset(splits["valid"])
     make_loader = partial(DataLoader, num_workers=args.num_workers, persistent_workers=args.num_workers > 0,

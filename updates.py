@@ -28,14 +28,16 @@ class TreeDataset(Dataset):
         *,
         max_history: int,
         max_positions: int,
+        history_start: int | None = None,
         num_candidates: int | None = None,
         n_rotations: int = 1,
     ):
-        """`num_candidates` None keeps all candidates of the data; `max_positions` is the model's limit."""
+        """`num_candidates` None keeps all candidates of the data; the model's config has the next two."""
         self.split = split
         self.tokenizer = tokenizer
         self.max_history = max_history
         self.max_positions = max_positions
+        self.history_start = history_start
         self.num_candidates = num_candidates
         self.n_rotations = n_rotations
 
@@ -54,7 +56,7 @@ class TreeDataset(Dataset):
         return Example(persona[shift:] + persona[:shift], cut_history(history, self.max_history), candidates)
 
     def __getitem__(self, index: int) -> CandidateTree:
-        return build_candidate_tree(*self.example(index), self.tokenizer, self.max_positions)
+        return build_candidate_tree(*self.example(index), self.tokenizer, self.max_positions, self.history_start)
 
 
 class UpdateSampler(Sampler[list[int]]):

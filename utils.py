@@ -49,6 +49,7 @@ def build_input_from_segments(
     tokenizer,
     lm_labels: bool = False,
     with_eos: bool = True,
+    history_start: int | None = None,
 ) -> dict[str, list[int] | int]:
     """Build one input sequence (Wolf et al., 2019, section 3): persona, history and reply as T token ids.
 
@@ -56,13 +57,16 @@ def build_input_from_segments(
 
     Returns `input_ids`, `token_type_ids` (<speaker1> for persona and own turns, <speaker2> for the user's) and
     `lm_labels`, all of length T, and `mc_token_ids`, the last position. `lm_labels` is -100 everywhere, except, where
-    that argument is true, on the reply's tokens and <eos>. `tokenizer` needs `convert_tokens_to_ids` only.
+    that argument is true, on the reply's tokens and <eos>. Given `history_start`, which is at least the persona's
+    length with <bos>, there are `position_ids` too: what follows the persona is numbered from there, however short the
+    persona is. `tokenizer` needs `convert_tokens_to_ids` only.
     """
     bos, eos, speaker1, speaker2 = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[:4])
     input_ids = [bos]
     for sentence in persona:
         input_ids += sentence
-    token_type_ids = [speaker1] * len(input_ids)
+    n_persona = len(input_ids)
+    token_type_ids = [speaker1] * n_persona
     for n_turns_to_reply, turn in zip(range(len(history), 0, -1), history, strict=True):
         # Counted backwards from the reply, so that a history that starts with an own turn keeps its roles.
         speaker = speaker2 if n_turns_to_reply % 2 else speaker1
@@ -72,12 +76,16 @@ def build_input_from_segments(
     n_before_target = len(input_ids) + 1
     input_ids += [speaker1, *target]
     token_type_ids += [speaker1] * (1 + len(target))
-    return {
+    inputs = {
         "input_ids": input_ids,
         "token_type_ids": token_type_ids,
         "mc_token_ids": len(input_ids) - 1,
         "lm_labels": [IGNORED_LABEL] * n_before_target + (target if lm_labels else [IGNORED_LABEL] * len(target)),
     }
+    if history_start is not None:
+        n_after_persona = len(input_ids) - n_persona
+        inputs["position_ids"] = [*range(n_persona), *range(history_start, history_start + n_after_persona)]
+    return inputs
 
 
 class Segments(NamedTuple):
@@ -89,18 +97,34 @@ class Segments(NamedTuple):
     was_cut: bool
 
 
+def longest_persona(split: DialogSplit) -> int:
+    """Return how many positions the longest persona of a split takes, <bos> before it included."""
+    return 1 + max(sum(map(len, split.persona(dialog))) for dialog in range(split.n_dialogs))
+
+
 def fit_segments(
-    persona: Sequence[TokenIds], history: Sequence[TokenIds], candidates: Sequence[TokenIds], max_positions: int
+    persona: Sequence[TokenIds],
+    history: Sequence[TokenIds],
+    candidates: Sequence[TokenIds],
+    max_positions: int,
+    history_start: int | None = None,
 ) -> Segments:
     """Cut segments until context and longest candidate take at most `max_positions` positions.
 
     First the oldest utterances go, then the beginning of the last one (its final token stays as long as possible), then
     persona sentences from the last, then that token. Candidates too long even so lose their ends, never their <eos>.
+
+    With `history_start` the persona takes the positions before it, no more and no less: a longer one loses its end.
     """
     longest = max(map(len, candidates)) + 1  # <eos>
-    excess = 2 + sum(map(len, persona)) + sum(len(turn) + 1 for turn in history) + longest - max_positions
+    n_persona = 1 + sum(map(len, persona))  # <bos>
+    was_cut = history_start is not None and n_persona > history_start
+    if was_cut:
+        persona = _cut_end(persona, history_start - 1)
+    n_persona = n_persona if history_start is None else history_start
+    excess = n_persona + sum(len(turn) + 1 for turn in history) + 1 + longest - max_positions  # 1: <speaker1>
     if excess <= 0:
-        return Segments(persona, history, candidates, False)
+        return Segments(persona, history, candidates, was_cut)
     persona, history = list(persona), list(history)
     while excess > 0 and len(history) > 1:
         excess -= len(history.pop(0)) + 1
@@ -108,13 +132,37 @@ def fit_segments(
         n_cut = max(0, min(excess, len(history[0]) - 1))
         history[0] = history[0][n_cut:]
         excess -= n_cut
-    while excess > 0 and persona:
+    while excess > 0 and persona and history_start is None:
         excess -= len(persona.pop())
     if excess > 0 and history:
         excess -= len(history.pop()) + 1
     if excess > 0:
         candidates = [candidate[: longest - 1 - excess] for candidate in candidates]
     return Segments(persona, history, candidates, True)
+
+
+def _cut_end(sentences: Sequence[TokenIds], n_tokens: int) -> list[TokenIds]:
+    """Return the sentences up to the first `n_tokens` tokens."""
+    kept = []
+    for sentence in sentences:
+        kept.append(sentence[:n_tokens])
+        n_tokens -= len(kept[-1])
+    return [sentence for sentence in kept if len(sentence)]
+
+
+def build_prompt(
+    persona: Sequence[TokenIds],
+    history: Sequence[TokenIds],
+    tokenizer: DialogTokenizer,
+    max_positions: int,
+    history_start: int | None = None,
+    n_reserved: int = 0,
+) -> dict[str, list[int] | int]:
+    """Build an input that is open at its end, cut so that a reply of `n_reserved` tokens still has positions."""
+    fitted = fit_segments(persona, history, [[0] * n_reserved], max_positions, history_start)
+    return build_input_from_segments(
+        fitted.persona, fitted.history, [], tokenizer, with_eos=False, history_start=history_start
+    )
 
 
 class CandidateTree(NamedTuple):
@@ -125,7 +173,7 @@ class CandidateTree(NamedTuple):
 
     input_ids: list[int]
     token_type_ids: list[int]
-    position_ids: list[int]  # every branch continues at the context's length
+    position_ids: list[int]  # every branch continues where the context ends
     branch_ids: list[int]  # 0 context, k the k-th candidate
     mc_rows: list[int]  # (C,) each candidate's last position
     lm_rows: list[int]  # (N,) the positions that predict the gold reply and its <eos>
@@ -139,22 +187,24 @@ def build_candidate_tree(
     candidates: Sequence[TokenIds],
     tokenizer: DialogTokenizer,
     max_positions: int,
+    history_start: int | None = None,
 ) -> CandidateTree:
     """Put an example's candidate replies (the gold last) into one sequence behind their shared context.
 
     Under model.tree_mask each branch computes what `build_input_from_segments` of that candidate alone would. The limit
-    of `max_positions` applies to context and longest candidate together, not to the tree.
+    of `max_positions` applies to context and longest candidate together, not to the tree. `history_start` is as there.
     """
-    persona, history, candidates, was_cut = fit_segments(persona, history, candidates, max_positions)
-    context = build_input_from_segments(persona, history, [], tokenizer, with_eos=False)
+    persona, history, candidates, was_cut = fit_segments(persona, history, candidates, max_positions, history_start)
+    context = build_input_from_segments(persona, history, [], tokenizer, with_eos=False, history_start=history_start)
     input_ids, token_type_ids = context["input_ids"], context["token_type_ids"]
     n_context = len(input_ids)
-    position_ids, branch_ids = list(range(n_context)), [0] * n_context
+    position_ids = context.get("position_ids") or list(range(n_context))
+    branch_start, branch_ids = position_ids[-1] + 1, [0] * n_context
     mc_rows = []
     for branch, candidate in enumerate(candidates, start=1):
         start, length = len(input_ids), len(candidate) + 1
         input_ids += [*candidate, tokenizer.eos_id]
-        position_ids += range(n_context, n_context + length)
+        position_ids += range(branch_start, branch_start + length)
         branch_ids += [branch] * length
         mc_rows.append(start + length - 1)
     token_type_ids += [tokenizer.speaker1_id] * (len(input_ids) - n_context)

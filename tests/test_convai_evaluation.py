@@ -24,6 +24,7 @@ from formats import read_splits
 from model import save_model
 from options import evaluation_parser
 from store import Example
+from tokenization import train_vocabulary
 from utils import build_candidate_tree, collate_trees
 
 parlai = pytest.importorskip("parlai")
@@ -56,12 +57,29 @@ def dialogs_file(tmp_path_factory) -> Path:
     return write_dialogs(tmp_path_factory.mktemp("data") / "dialogs.txt", n_dialogs=9, n_candidates=20)
 
 
-@pytest.fixture(scope="module", params=["random", "trained"])
-def agent(request, tokenizer, dialogs_file) -> DialogAgent:
-    model = tiny_model(tokenizer)
-    if request.param == "trained":
-        train_briefly(model, tokenizer, dialogs_file)
+def greedy_agent(model, tokenizer) -> DialogAgent:
     return DialogAgent(model, tokenizer, settings=DecodingSettings(no_sample=True))
+
+
+@pytest.fixture(scope="module")
+def trained_agent(tokenizer, dialogs_file) -> DialogAgent:
+    model = tiny_model(tokenizer)
+    train_briefly(model, tokenizer, dialogs_file)
+    return greedy_agent(model, tokenizer)
+
+
+@pytest.fixture(scope="module", params=["random", "trained"])
+def agent(request, tokenizer, trained_agent) -> DialogAgent:
+    return trained_agent if request.param == "trained" else greedy_agent(tiny_model(tokenizer), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def gpt2_agent(dialogs_file) -> DialogAgent:
+    """For what costs seconds and is the same for both families."""
+    tokenizer = train_vocabulary(TEXTS, "gpt2", 400)
+    model = tiny_model(tokenizer)
+    train_briefly(model, tokenizer, dialogs_file)
+    return greedy_agent(model, tokenizer)
 
 
 def train_briefly(model, tokenizer, path) -> None:
@@ -77,27 +95,14 @@ def train_briefly(model, tokenizer, path) -> None:
     ]
     batch = collate_trees([build_candidate_tree(*e, tokenizer, 128) for e in examples], tokenizer.pad_id)
     torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(model.parameters()) / 3, model.parameters())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     gold = torch.full((len(examples),), batch.mc_rows.shape[1] - 1)
-    for _ in range(40):
+    for _ in range(25):
         output = model(**batch.model_inputs())
         loss = torch.nn.functional.cross_entropy(output.lm_logits, batch.lm_targets)
         (loss + torch.nn.functional.cross_entropy(output.mc_logits, gold)).backward()
         optimizer.step()
         optimizer.zero_grad()
-
-
-@pytest.fixture(scope="module")
-def checkpoint_of(tmp_path_factory):
-    """Returns a folder with an agent's model and vocabulary."""
-
-    def save(agent: DialogAgent) -> Path:
-        folder = tmp_path_factory.mktemp("checkpoint")
-        save_model(agent.model, folder)
-        agent.tokenizer.save(folder)
-        return folder
-
-    return save
 
 
 def by_parlai(path: Path, *, batch_size: int = 16, task: str = "fromfile:fbformat", **changes) -> ParlaiEvaluation:
@@ -127,14 +132,13 @@ def test_parlai_s_report_and_our_own_path_agree(agent, dialogs_file, batch_size)
     for name in ("ppl", "ppl_all_pieces", "token_ppl"):
         assert theirs[name] == pytest.approx(ours[name], rel=1e-4)
     assert ours["n_examples"] == 21
-    assert 0 < ours["hits@5"] < 1 or ours["hits@1"] > 0.9
-    assert ours["f1"] > 0
+    assert 0 < ours["hits@10"] < 1 or ours["f1"] > 0.02  # a random model, or one that has learned
 
 
-def test_sampled_replies_agree_too(agent, dialogs_file):
-    sampling = DialogAgent(agent.model, agent.tokenizer, settings=DecodingSettings())
+def test_sampled_replies_agree_too(trained_agent, dialogs_file):
+    sampling = DialogAgent(trained_agent.model, trained_agent.tokenizer, settings=DecodingSettings(temperature=2.0))
     ours = figures_of(by_ourselves(dialogs_file), sampling, ["f1"])
-    assert ours != figures_of(by_ourselves(dialogs_file), agent, ["f1"])
+    assert ours != figures_of(by_ourselves(dialogs_file), trained_agent, ["f1"])
     for batch_size in (1, 16):
         theirs = figures_of(by_parlai(dialogs_file, batch_size=batch_size), sampling, ["f1"])
         assert theirs["f1"] == pytest.approx(ours["f1"], abs=1e-6)
@@ -143,7 +147,7 @@ def test_sampled_replies_agree_too(agent, dialogs_file):
 def adversarial_pairs() -> list[tuple[str, str]]:
     rng = random.Random(0)
     words = ["a", "an", "the", "The", "cat", "Cat", "dogs", "it's", "’", "–", "a’b", "theatre", "ß", "İ", "é", "日本",
-             ",a,", "_an_", "!?", "...", "\n", "\t", "\u00a0", "1.5", "(the)", "`", "^", "~", "¿", "A\\B", ""]  # fmt: skip
+             ",a,", "_an_", "!?", "...", "\n", "\t", "\u00a0", "1.5", "(the", "`^", "~", "¿", "A\\B", ""]  # fmt: skip
     texts = [" ".join(rng.choices(words, k=rng.randrange(12))) for _ in range(1500)]
     characters = [chr(rng.choice([rng.randrange(32, 127), rng.randrange(0x20, 0x2FFF)])) for _ in range(4000)]
     texts += ["".join(characters[i : i + 8]) for i in range(0, 4000, 8)]
@@ -363,6 +367,12 @@ class TestRefusals:
 class TestCommands:
     """ParlAI's own commands and the script, started as a user starts them."""
 
+    @pytest.fixture
+    def checkpoint(self, gpt2_agent, tmp_path) -> Path:
+        save_model(gpt2_agent.model, tmp_path / "checkpoint")
+        gpt2_agent.tokenizer.save(tmp_path / "checkpoint")
+        return tmp_path / "checkpoint"
+
     def run(self, *command, cwd=ROOT, keys="", **environment) -> str:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"} | environment
         done = subprocess.run(
@@ -371,46 +381,46 @@ class TestCommands:
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
-    def parlai(self, command, agent, checkpoint_of, *arguments, **options) -> str:
-        model = ["-m", "convai_evaluation:TransformerAgent", "--model-checkpoint", checkpoint_of(agent), "--no-sample"]
+    def parlai(self, command, checkpoint, *arguments, **options) -> str:
+        model = ["-m", "convai_evaluation:TransformerAgent", "--model-checkpoint", checkpoint, "--no-sample"]
         return self.run("-m", "parlai", command, *model, *arguments, **options)
 
-    def test_eval_model(self, agent, checkpoint_of, dialogs_file):
+    def test_eval_model(self, gpt2_agent, checkpoint, dialogs_file):
         data = ["-t", "fromfile:fbformat", "--fromfile-datapath", dialogs_file]
-        out = self.parlai("eval_model", agent, checkpoint_of, *data, "--eval-type", "hits@1", "ppl", "f1", "-bs", "4")
+        out = self.parlai("eval_model", checkpoint, *data, "--eval-type", "hits@1", "ppl", "f1", "-bs", "4")
         report = dict(re.findall(r'"([\w@-]+)": ([\d.e-]+)', out.splitlines()[-1]))
         if not report:  # a table, where pandas is installed
             report = dict(zip(*(line.split() for line in out.splitlines()[-2:]), strict=True))
-        ours = figures_of(by_ourselves(dialogs_file), agent)
+        ours = figures_of(by_ourselves(dialogs_file), gpt2_agent)
         for name in ("hits@1", "hits@5", "f1", "ppl", "ppl_all_pieces", "token_ppl"):
             assert float(report[name]) == pytest.approx(ours[name], rel=2e-3), name
 
-    def test_interactive(self, agent, checkpoint_of):
+    def test_interactive(self, gpt2_agent, checkpoint):
         keys = f"your persona: {TEXTS[7]}\\n{TEXTS[0]}\n{TEXTS[2]}\n[DONE]\n{TEXTS[0]}\n[EXIT]\n"
-        out = self.parlai("interactive", agent, checkpoint_of, keys=keys)
+        out = self.parlai("interactive", checkpoint, keys=keys)
         replies = [reply.strip() for reply in re.findall(r"\[TransformerAgent\]: (.*)", out)]
-        first = agent.reply_batch([Context([TEXTS[7]], [TEXTS[0]])])[0]
-        second = agent.reply_batch([Context([TEXTS[7]], [TEXTS[0], first, TEXTS[2]])])[0]
-        fresh = agent.reply_batch([Context([], [TEXTS[0]])])[0]
+        first = gpt2_agent.reply_batch([Context([TEXTS[7]], [TEXTS[0]])])[0]
+        second = gpt2_agent.reply_batch([Context([TEXTS[7]], [TEXTS[0], first, TEXTS[2]])])[0]
+        fresh = gpt2_agent.reply_batch([Context([], [TEXTS[0]])])[0]
         assert replies == [first.strip(), second.strip(), fresh.strip()]
 
-    def test_self_chat(self, agent, checkpoint_of, tmp_path):
-        out = self.parlai("self_chat", agent, checkpoint_of, "--outfile", tmp_path / "chat")
-        first = agent.reply_batch([Context([], ["Hi!"])])[0]
-        second = agent.reply_batch([Context([], [first])])[0]
+    def test_self_chat(self, gpt2_agent, checkpoint, tmp_path):
+        out = self.parlai("self_chat", checkpoint, "--outfile", tmp_path / "chat")
+        first = gpt2_agent.reply_batch([Context([], ["Hi!"])])[0]
+        second = gpt2_agent.reply_batch([Context([], [first])])[0]
         replies = [text.strip() for text in re.findall(r"\[TransformerAgent_\d\]: (.*)", out)]
         assert replies[:2] == [first.strip(), second.strip()]
 
-    def test_script_prefers_the_clone_that_it_is_run_in(self, agent, checkpoint_of, dialogs_file, tmp_path):
+    def test_script_prefers_the_clone_that_it_is_run_in(self, gpt2_agent, checkpoint, dialogs_file, tmp_path):
         clone, mark = tmp_path / "ParlAI", tmp_path / "mark"
         shutil.copytree(Path(parlai.__file__).parent, clone / "parlai", ignore=shutil.ignore_patterns("__pycache__"))
         with open(clone / "parlai" / "__init__.py", "a") as file:
             file.write(f"\nopen({str(mark)!r}, 'w').close()\n")
         data = ["-t", "fromfile:fbformat", "--fromfile-datapath", dialogs_file]
-        model = ["--model_checkpoint", checkpoint_of(agent)]
+        model = ["--model_checkpoint", checkpoint]
         out = self.run(ROOT / "convai_evaluation.py", *model, *data, "--eval_type", "hits@1", cwd=clone)
         assert mark.exists()
-        assert f"FINAL Hits@1: {figures_of(by_ourselves(dialogs_file), agent, ['hits@1'])['hits@1']:.3f}" in out
+        assert f"FINAL Hits@1: {figures_of(by_ourselves(dialogs_file), gpt2_agent, ['hits@1'])['hits@1']:.3f}" in out
 
 
 def test_real_dialogs_agree(agent):
