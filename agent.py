@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from decoding import DecodingSettings, generate_replies
-from errors import UserError
+from device import choose_device
 from model import DoubleHeadsModel, load_model
 from pretrained import locate_checkpoint
 from store import TokenIds
@@ -29,16 +29,6 @@ class Context(NamedTuple):
 
     persona: Sequence[str]
     history: Sequence[str]
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name, "" for cuda where there is one; UserError where it cannot be used."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); try --device cpu.") from error
 
 
 class DialogAgent:

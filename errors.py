@@ -1,6 +1,7 @@
 """Mistakes a user can mend: reported as one line with exit status 2, never as a traceback."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -17,10 +18,16 @@ def report_user_errors(main: Callable) -> Callable:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"{rank_label()}error: {error}", file=sys.stderr, flush=True)
             sys.exit(2)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            print(f"{rank_label()}interrupted", file=sys.stderr, flush=True)
             sys.exit(130)
 
     return wrapped
+
+
+def rank_label() -> str:
+    """Return "rank N: " in every process of several but the first, "" otherwise."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"rank {rank}: "

@@ -113,9 +113,8 @@ def load_personas(args: Namespace, folder: Path, tokenizer) -> list[list[str]]:
         train = get_dataset(tokenizer, args.dataset_path, args.dataset_cache)["train"]
         personas = [list(map(tokenizer.decode, train.persona(dialog))) for dialog in range(train.n_dialogs)]
     else:
-        # A run folder keeps them beside its best checkpoint, not in the folder of its last one.
-        stored = [path for path in (folder / "personas.json", folder.parent / "personas.json") if path.is_file()]
-        personas = read_personas(stored[0]) if stored else example_personas()
+        stored = folder / "personas.json"
+        personas = read_personas(stored) if stored.is_file() else example_personas()
     return [persona for persona in personas if persona]
 
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from errors import UserError
 from pretrained import read_config
@@ -197,6 +198,7 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         if config.family == "gpt2":
             self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False  # in training keep each block's input only, and compute the rest again
 
     def forward(
         self,
@@ -215,9 +217,12 @@ class Transformer(nn.Module):
         # Token types share the token embedding: <speaker1> and <speaker2> mark who speaks at every position.
         x = self.tokens_embed(input_ids) + self.positions_embed(position_ids) + self.tokens_embed(token_type_ids)
         x = self.drop(x)
-        for block in self.h[:-1]:
-            x = block(x, mask, cache=cache)
-        x = self.h[-1](x, mask, rows, cache)
+        for block in self.h:
+            rows_of_block = rows if block is self.h[-1] else None
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, mask, rows_of_block, use_reentrant=False)
+            else:
+                x = block(x, mask, rows_of_block, cache)
         return self.ln_f(x) if hasattr(self, "ln_f") else x
 
 
@@ -339,11 +344,15 @@ def load_model(folder: Path, tokenizer: DialogTokenizer, *, from_scratch: bool =
     return model
 
 
-def save_model(model: DoubleHeadsModel, folder: Path) -> None:
-    """Write config.json and model.safetensors in the Hugging Face layout, each in one step. Raises OSError."""
+def save_model(model: DoubleHeadsModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write config.json and model.safetensors in the Hugging Face layout, each in one step. Raises OSError.
+
+    `weights`, by default the model's own, are a state_dict such as a copy of them in full precision.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     names = {ours: theirs for theirs, ours in _EMBEDDING_NAMES[model.config.family].items()}
-    weights = {name: tensor.contiguous() for name, tensor in _rename(model.state_dict(), names).items()}
+    weights = _rename(model.state_dict() if weights is None else weights, names)
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     aside = folder / "model.safetensors.tmp"
     save_file(weights, aside, metadata={"format": "pt"})
     os.replace(aside, folder / "model.safetensors")

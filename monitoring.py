@@ -4,6 +4,8 @@ import logging
 import random
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +15,10 @@ from ignite.handlers import ProgressBar
 from ignite.handlers.tensorboard_logger import TensorboardLogger
 from ignite.metrics import RunningAverage
 
+from checkpoint import TrainingParts
 from decoding import DecodingSettings, generate_replies
+from distributed import is_first_rank
+from errors import rank_label
 from model import DoubleHeadsModel
 from updates import TreeDataset
 from utils import build_prompt, collate_trees
@@ -25,8 +30,10 @@ SECONDS_BETWEEN_LINES = 30  # of progress, where there is no terminal to draw a 
 
 
 def set_up_logging() -> None:
-    """Send messages to stderr and silence what libraries report at their own pleasure."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    """Send messages to stderr, of all ranks but the first only warnings, and silence what libraries report."""
+    label = rank_label()
+    level = logging.WARNING if label else logging.INFO
+    logging.basicConfig(level=level, format=f"{label}%(levelname)s: %(message)s", stream=sys.stderr)
     # Ignite reports every exception that passes through it; ours are reported once, at the end.
     logging.getLogger("ignite").setLevel(logging.CRITICAL)
     for chatty in ("httpx", "huggingface_hub", "tensorboardX", "transformers"):
@@ -35,6 +42,9 @@ def set_up_logging() -> None:
 
 def attach_progress(trainer: Engine, evaluator: Engine, n_updates: int) -> None:
     """Show loss, rate and time left, as bars on a terminal and as lines elsewhere; report examples that were cut."""
+    if not is_first_rank():
+        count_cut_examples(evaluator, "validation")
+        return
     RunningAverage(output_transform=lambda output: output["loss"]).attach(trainer, "loss")
     RateMeter().attach(trainer)
     if sys.stderr.isatty():
@@ -44,6 +54,7 @@ def attach_progress(trainer: Engine, evaluator: Engine, n_updates: int) -> None:
         log_progress(trainer, n_updates)
     for engine, name in ((trainer, "training"), (evaluator, "validation")):
         count_cut_examples(engine, name)
+    count_skipped_updates(trainer)
 
 
 class RateMeter:
@@ -100,11 +111,42 @@ def count_cut_examples(engine: Engine, name: str) -> None:
         n_cut = 0
 
 
+def count_skipped_updates(trainer: Engine) -> None:
+    """Warn of updates that were skipped for an overflow of fp16 gradients; a few are normal."""
+    n_skipped = 0
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def count(engine: Engine) -> None:
+        nonlocal n_skipped
+        if engine.state.output["was_skipped"]:
+            n_skipped += 1
+            logger.warning(
+                "update %d: the gradients overflowed in fp16; weights and learning rate stay, the loss scale falls "
+                "(%d updates so far)", engine.state.iteration, n_skipped,
+            )  # fmt: skip
+
+
+@contextmanager
 def attach_tensorboard(
-    trainer: Engine, evaluator: Engine, optimizer: torch.optim.Optimizer, folder: Path
-) -> TensorboardLogger:
-    """Write losses, gradient norm, learning rate, speed and validation figures to event files in `folder`."""
-    board = TensorboardLogger(log_dir=folder)
+    trainer: Engine, evaluator: Engine, parts: TrainingParts, valid: TreeDataset, run: Path
+) -> Iterator[None]:
+    """Write losses, gradient norm, learning rate, speed, validation figures and sample dialogs to event files in `run`.
+
+    A resumed run takes the place of what an interrupted one wrote after its checkpoint.
+    """
+    if not is_first_rank():
+        yield
+        return
+    n_done = trainer.state.iteration
+    with TensorboardLogger(log_dir=run, purge_step=n_done + 1 if n_done else None) as board:
+        attach_scalars(board, trainer, evaluator, parts.optimizer)
+        attach_sample_dialogs(board, trainer, evaluator, parts, valid)
+        yield
+
+
+def attach_scalars(
+    board: TensorboardLogger, trainer: Engine, evaluator: Engine, optimizer: torch.optim.Optimizer
+) -> None:
     every_update = Events.ITERATION_COMPLETED
     scalars = ("loss", "lm_loss", "mc_loss", "grad_norm")
     board.attach_output_handler(trainer, every_update, tag="training",
@@ -113,11 +155,10 @@ def attach_tensorboard(
     board.attach_opt_params_handler(trainer, every_update, optimizer=optimizer, tag="training")
     board.attach_output_handler(evaluator, Events.COMPLETED, tag="validation", metric_names="all",
                                 global_step_transform=lambda *_: trainer.state.iteration)  # fmt: skip
-    return board
 
 
 def attach_sample_dialogs(
-    trainer: Engine, evaluator: Engine, model: DoubleHeadsModel, valid: TreeDataset, board: TensorboardLogger
+    board: TensorboardLogger, trainer: Engine, evaluator: Engine, parts: TrainingParts, valid: TreeDataset
 ) -> None:
     """After each validation show a few of its dialogs in TensorBoard, with what the model chose and what it says."""
     indices = random.Random(0).sample(range(len(valid)), min(N_SAMPLE_DIALOGS, len(valid)))
@@ -125,7 +166,8 @@ def attach_sample_dialogs(
     @evaluator.on(Events.COMPLETED)
     def show(engine: Engine) -> None:
         for number, index in enumerate(indices):
-            text = describe_example(model, valid, index)
+            with parts.precision.autocast():
+                text = describe_example(parts.model, valid, index)
             board.writer.add_text(f"validation/dialog_{number}", text, trainer.state.iteration)
 
 

@@ -88,12 +88,35 @@ def training_parser() -> argparse.ArgumentParser:
         default=0,
         help="stop after so many updates, 0: no limit; the learning rate falls to zero there",
     )
+    training.add_argument(
+        "--patience",
+        type=non_negative_int,
+        default=0,
+        help="stop after so many validations in a row without a better one; 0: never",
+    )
+    training.add_argument(
+        "--best_metric",
+        choices=["hits@1", "perplexity"],
+        default="hits@1",
+        help="what decides which checkpoint is the best",
+    )
     training.add_argument("--eval_before_start", action="store_true", help="validate once before the first update")
     training.add_argument("--seed", type=int, default=42, help="of weights, dropout and the order of the examples")
 
     machine = parser.add_argument_group("machine and output")
     add_device_option(machine)
-    machine.add_argument("--fp16", default="", choices=["", "O0", "O1", "O2", "O3"], help="apex-style precision level")
+    machine.add_argument(
+        "--fp16",
+        default="",
+        choices=["", "O0", "O1", "O2", "O3"],
+        help="half precision by apex's levels: O1 mixed, O2 mixed with fp16 weights, O3 fp16 throughout",
+    )
+    machine.add_argument("--bf16", action="store_true", help="mixed precision in bfloat16, where the hardware has it")
+    machine.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="keep less for the backward pass and compute it again: less memory, about a third more time",
+    )
     machine.add_argument(
         "--local_rank",
         "--local-rank",
@@ -103,6 +126,19 @@ def training_parser() -> argparse.ArgumentParser:
     )
     machine.add_argument(
         "--output_dir", default="", metavar="DIR", help="run folder (default: runs/<date>_<time>_<host>_<model>)"
+    )
+    machine.add_argument(
+        "--save_every",
+        type=non_negative_int,
+        default=1000,
+        help="updates between checkpoints, beside the one after every epoch; 0: those only",
+    )
+    machine.add_argument("--n_saved", type=positive_int, default=3, help="last checkpoints that are kept")
+    machine.add_argument(
+        "--resume",
+        default="",
+        metavar="RUN",
+        help="go on with this run, its options being the defaults; auto: with the newest run of the same options",
     )
     return parser
 

@@ -3,8 +3,10 @@
     python train.py                                             the published recipe: PersonaChat, OpenAI GPT
     python train.py --dataset_path example --model gpt2         the embedded example set, GPT-2
     python train.py --from_scratch --model DIR                  new weights; DIR holds config.json and vocabulary
+    torchrun --nproc_per_node=8 train.py --fp16 O1              eight GPUs, mixed precision
+    python train.py --resume RUN                                go on where a run was interrupted
 
-A run folder holds the best checkpoint by hits@1 (`--model_checkpoint RUN` uses it), the last one in RUN/last,
+A run folder holds the best checkpoint (`--model_checkpoint RUN` uses it), the last ones in RUN/checkpoints,
 arguments.json, metrics.jsonl with every validation, and TensorBoard's event files.
 """
 
@@ -16,20 +18,29 @@ if __name__ == "__main__":
 
 import logging
 import math
+import random
 from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
+import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from ignite.metrics import Average, MetricsLambda
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from checkpoint import attach_checkpoints, create_run_folder
+import resume
+from checkpoint import Checkpoints, TrainingParts, ValidationHistory, create_run_folder, what_is_left
+from distributed import from_first_rank, is_first_rank, process_group, sum_over_ranks
+from interruption import Interruption
 from model import DoubleHeadsModel, ModelConfig, load_model
-from monitoring import attach_progress, attach_sample_dialogs, attach_tensorboard, set_up_logging
+from monitoring import attach_progress, attach_tensorboard, set_up_logging
+from precision import Precision
 from pretrained import locate_checkpoint
 from store import DialogSplit
 from tokenization import DialogTokenizer, load_tokenizer
@@ -41,53 +52,69 @@ logger = logging.getLogger("train")
 
 @report_user_errors
 def main() -> None:
-    args = training_parser().parse_args()
+    args = resume.resolve_options(training_parser())
     set_up_logging()
-    device = choose_device(args)
-    torch.manual_seed(args.seed)
+    with process_group(args.device, args.local_rank) as device:
+        train(args, device)
 
-    checkpoint = locate_checkpoint(args.model_checkpoint)
-    tokenizer = load_tokenizer(checkpoint, args.tokenization)
-    splits = get_dataset(tokenizer, args.dataset_path, args.dataset_cache)
-    model = prepare_model(args, checkpoint, tokenizer, device)
+
+def train(args: Namespace, device: torch.device) -> None:
+    """Fine-tune a model as the options say, or go on with a run."""
+    torch.manual_seed(args.seed)
+    resumed = find_resumed(args)
+    source, tokenizer, splits = prepare_data(args, resumed)
+    model = prepare_model(args, source, tokenizer, device, from_scratch=args.from_scratch and not resumed)
     if args.align_history:
         align_history(args, model.config, splits["train"])
     train_loader, valid_loader = prepare_loaders(args, splits, tokenizer, model.config)
     n_updates = count_updates(args, train_loader)
-    optimizer, scheduler = prepare_optimizer(args, model, n_updates)
+    parts = prepare_parts(args, model, tokenizer, n_updates, device)
 
-    trainer = create_trainer(args, model, optimizer, scheduler, device)
-    evaluator = create_evaluator(model, device)
+    interruption = Interruption(alone=idist.get_world_size() == 1)
+    trainer = create_trainer(args, parts, train_loader.batch_sampler, device, interruption)
+    evaluator = create_evaluator(parts, device)
+    facts = {"updates": n_updates, "examples": len(train_loader.dataset), "update size": update_size(args)}
+    run = prepare_run(args, splits, parts, facts, resumed, trainer)
+    history = ValidationHistory(args.best_metric, run, trainer.state.iteration)
+    if resumed and is_first_rank():
+        history.rewrite()
+    keeper = Checkpoints(run, parts, args.n_saved, facts)
     limit_training(trainer, train_loader.batch_sampler, n_updates)
     attach_progress(trainer, evaluator, n_updates)
-    attach_validation(args, trainer, evaluator, valid_loader)
-    run = create_run_folder(args, tokenizer, splits["train"])
-    attach_checkpoints(trainer, evaluator, model, tokenizer, run)
-    with attach_tensorboard(trainer, evaluator, optimizer, run) as board:
-        attach_sample_dialogs(trainer, evaluator, model, valid_loader.dataset, board)
-        trainer.run(train_loader, max_epochs=math.ceil(n_updates / len(train_loader)))
-    logger.info("done: best checkpoint in %s, last in %s", run, run / "last")
+    attach_checkpoints(args, trainer, keeper, n_updates)
+    validate = attach_validation(args, trainer, evaluator, valid_loader, keeper, history, interruption)
+    board = attach_tensorboard(trainer, evaluator, parts, valid_loader.dataset, run)
+    with explained_failures(run), board, interruption.watch():
+        if is_validation_due(args, trainer, history):
+            validate(trainer)
+        if trainer.state.iteration < n_updates and not has_lost_patience(args, history):
+            trainer.run(train_loader, max_epochs=math.ceil(n_updates / len(train_loader)))
+    report_end(run, trainer, interruption)
 
 
-def choose_device(args: Namespace) -> torch.device:
-    """Return the device of `--device`; UserError for one that this machine or torch does not have."""
-    if args.fp16 not in ("", "O0") or args.local_rank > 0:
-        raise UserError(
-            "--fp16 O1 to O3 and several processes are not supported yet; leave --fp16 and the launcher out."
-        )
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); try --device cpu.") from error
+def find_resumed(args: Namespace) -> Path | None:
+    """Return the checkpoint to go on from, the same on every rank; None for a new run."""
+    if not args.resume:
+        return None
+    found = from_first_rank(str(resume.find_checkpoint(args) or "none") if is_first_rank() else "")
+    return None if found == "none" else Path(found)
+
+
+def prepare_data(args: Namespace, resumed: Path | None) -> tuple[Path, DialogTokenizer, dict[str, DialogSplit]]:
+    """Return the folder of the checkpoint to start from, its tokenizer, and the tokenized data."""
+    # One rank of each machine downloads and tokenizes; the others wait, then read. A failure there ends them all.
+    with idist.one_rank_first(local=True):
+        source = resumed or locate_checkpoint(args.model_checkpoint)
+        tokenizer = load_tokenizer(source, args.tokenization)
+        return source, tokenizer, get_dataset(tokenizer, args.dataset_path, args.dataset_cache)
 
 
 def prepare_model(
-    args: Namespace, checkpoint: Path, tokenizer: DialogTokenizer, device: torch.device
+    args: Namespace, source: Path, tokenizer: DialogTokenizer, device: torch.device, from_scratch: bool
 ) -> DoubleHeadsModel:
     """Load the weights, or draw new ones, with embeddings for the dialog tokens."""
-    model = load_model(checkpoint, tokenizer, from_scratch=args.from_scratch)
+    model = load_model(source, tokenizer, from_scratch=from_scratch)
+    model.transformer.gradient_checkpointing = args.gradient_checkpointing
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     logger.info("%s: %.1f M weights, %d tokens", model.config.family, n_weights / 1e6, len(tokenizer))
     return model.to(device)
@@ -115,18 +142,23 @@ def prepare_loaders(
     valid = make_dataset(splits["valid"])
     make_loader = partial(DataLoader, num_workers=args.num_workers, persistent_workers=args.num_workers > 0,
                           pin_memory=torch.cuda.is_available())  # fmt: skip
-    update_size = args.train_batch_size * args.gradient_accumulation_steps
+    ranks = {"rank": idist.get_rank(), "n_ranks": idist.get_world_size()}
     train_loader = make_loader(
         train,
-        batch_sampler=UpdateSampler(len(train), update_size, args.seed),
+        batch_sampler=UpdateSampler(len(train), update_size(args), args.seed, **ranks),
         collate_fn=partial(collate_update, micro_batch_size=args.train_batch_size, pad_id=tokenizer.pad_id),
     )
     valid_loader = make_loader(
         valid,
-        batch_sampler=length_sorted_batches(valid, args.valid_batch_size),
+        batch_sampler=length_sorted_batches(valid, args.valid_batch_size, **ranks),
         collate_fn=partial(collate_trees, pad_id=tokenizer.pad_id),
     )
     return train_loader, valid_loader
+
+
+def update_size(args: Namespace) -> int:
+    """Return how many examples an update of the weights is computed from."""
+    return args.train_batch_size * args.gradient_accumulation_steps * idist.get_world_size()
 
 
 def count_updates(args: Namespace, train_loader: DataLoader) -> int:
@@ -134,25 +166,31 @@ def count_updates(args: Namespace, train_loader: DataLoader) -> int:
     n_updates = args.n_epochs * len(train_loader)
     if args.max_updates:
         n_updates = min(n_updates, args.max_updates)
+    n_ranks = idist.get_world_size()
     logger.info(
-        "update = %d x %d accumulation = %d examples; %d updates, %d an epoch",
-        args.train_batch_size, args.gradient_accumulation_steps, train_loader.batch_sampler.update_size,
-        n_updates, len(train_loader),
+        "update = %d x %d accumulation%s = %d examples; %d updates, %d an epoch",
+        args.train_batch_size, args.gradient_accumulation_steps, f" x {n_ranks} ranks" if n_ranks > 1 else "",
+        update_size(args), n_updates, len(train_loader),
     )  # fmt: skip
     return n_updates
 
 
-def prepare_optimizer(args: Namespace, model: DoubleHeadsModel, n_updates: int):
-    """Return AdamW and its schedule: the rate rises over `--warmup` updates, then falls linearly to zero."""
-    # The published optimizer's epsilon, and like it no weight decay.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, eps=1e-6, weight_decay=0.0, fused=True)
+def prepare_parts(
+    args: Namespace, model: DoubleHeadsModel, tokenizer: DialogTokenizer, n_updates: int, device: torch.device | str
+) -> TrainingParts:
+    """Cast the model as the precision asks; add AdamW and its schedule: up over `--warmup` updates, then to zero."""
 
     def share_of_lr(update: int) -> float:
         if update < args.warmup:
             return (update + 1) / (args.warmup + 1)
         return max(0.0, (n_updates - update) / max(1, n_updates - args.warmup))
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_lr)
+    # The published optimizer's epsilon, and like it no weight decay.
+    make_optimizer = partial(torch.optim.AdamW, lr=args.lr, eps=1e-6, weight_decay=0.0, fused=True)
+    precision = Precision(args.fp16, args.bf16, device)
+    model, optimizer = precision.prepare(model, make_optimizer)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_lr)
+    return TrainingParts(model, tokenizer, optimizer, scheduler, precision)
 
 
 def tree_losses(model: DoubleHeadsModel, batch: TreeBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,44 +206,81 @@ def gold_columns(mc_logits: Tensor) -> Tensor:
     return torch.full((len(mc_logits),), mc_logits.shape[1] - 1, device=mc_logits.device)
 
 
-def create_trainer(args: Namespace, model: DoubleHeadsModel, optimizer, scheduler, device: torch.device) -> Engine:
+def create_trainer(
+    args: Namespace, parts: TrainingParts, sampler: UpdateSampler, device: torch.device, interruption: Interruption
+) -> Engine:
     """Return the engine whose iteration is one update of the weights."""
+    model, _, optimizer, scheduler, precision = parts
+    exchanged = exchanging_gradients(model, device)
 
     def make_update(engine: Engine, update: Update) -> dict[str, float]:
         model.train()
+        # Dropout is drawn from the update's own seed, so that a resumed run draws what an uninterrupted one would.
+        torch.manual_seed(seed_of_update(args.seed, engine.state.iteration))
+        weight = float(sampler.has_share((engine.state.iteration - 1) % len(sampler)))
+        counts = torch.tensor([weight * update.n_targets, weight * update.n_examples], device=device)
+        n_targets, n_examples = sum_over_ranks(counts)
         total = torch.zeros(2, device=device)
-        for batch in update.micro_batches:
-            token_losses, candidate_losses, _ = tree_losses(model, batch.to(device))
-            # Each micro-batch adds its share of the update's means, so how an update is split makes no difference;
-            # the published script averaged every micro-batch by itself.
-            means = torch.stack([token_losses.sum() / update.n_targets, candidate_losses.sum() / update.n_examples])
-            (args.lm_coef * means[0] + args.mc_coef * means[1]).backward()
+        for number, batch in enumerate(update.micro_batches, start=1):
+            # Gradients cross the ranks once per update, with those of the last micro-batch.
+            is_last = number == len(update.micro_batches)
+            with nullcontext() if is_last or exchanged is model else exchanged.no_sync():
+                with precision.autocast():
+                    token_losses, candidate_losses, _ = tree_losses(exchanged, batch.to(device))
+                # Each micro-batch adds its share of the update's means, so how an update is split makes no difference;
+                # the published script averaged every micro-batch by itself.
+                means = weight * torch.stack([token_losses.sum() / n_targets, candidate_losses.sum() / n_examples])
+                loss = args.lm_coef * means[0] + args.mc_coef * means[1]
+                # The ranks' gradients are averaged, where what is wanted is their sum.
+                precision.backward(loss * idist.get_world_size(), optimizer)
             total += means.detach()
-        # Once per update: the norm is that of the whole update's gradient.
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_norm)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        lm_mean, mc_mean, grad_norm = *total.tolist(), grad_norm.item()
+        step = precision.step(optimizer, args.max_norm)
+        if not step.was_skipped:
+            scheduler.step()
+        n_cut = weight * sum(batch.n_cut for batch in update.micro_batches)
+        own = torch.tensor([n_cut, float(interruption.signal_number > 0)], device=device)
+        sums = sum_over_ranks(torch.cat([total, own])).tolist()
         return {
-            "loss": args.lm_coef * lm_mean + args.mc_coef * mc_mean,
-            "lm_loss": lm_mean,
-            "mc_loss": mc_mean,
-            "grad_norm": grad_norm,
-            "n_examples": update.n_examples,
-            "n_cut": sum(batch.n_cut for batch in update.micro_batches),
+            "loss": args.lm_coef * sums[0] + args.mc_coef * sums[1],
+            "lm_loss": sums[0],
+            "mc_loss": sums[1],
+            "grad_norm": step.grad_norm.item(),
+            "n_examples": int(n_examples),
+            "n_cut": int(sums[2]),
+            "is_interrupted": sums[3] > 0,  # on any rank, so that all stop after the same update
+            "was_skipped": step.was_skipped,
         }
 
     return Engine(make_update)
 
 
-def create_evaluator(model: DoubleHeadsModel, device: torch.device) -> Engine:
-    """Return the engine that computes `hits@1` over all candidates and, per target token, `nll` and `perplexity`."""
+def exchanging_gradients(model: DoubleHeadsModel, device: torch.device) -> torch.nn.Module:
+    """Return the model, with several ranks as one that averages its gradients over them."""
+    if idist.get_world_size() == 1:
+        return model
+    return DistributedDataParallel(
+        model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+    )
+
+
+def seed_of_update(seed: int, update: int) -> int:
+    """Return a seed that differs between updates and ranks."""
+    return random.Random(f"{seed} {update} {idist.get_rank()}").getrandbits(62)
+
+
+def create_evaluator(parts: TrainingParts, device: torch.device) -> Engine:
+    """Return the engine that computes `hits@1` over all candidates and, per target token, `nll` and `perplexity`.
+
+    With several ranks they are over the batches of all; one without any of its own gives a None instead.
+    """
 
     @torch.inference_mode()
-    def score_batch(engine: Engine, batch: TreeBatch) -> dict:
-        model.eval()
-        token_losses, _, scores = tree_losses(model, batch.to(device))
+    def score_batch(engine: Engine, batch: TreeBatch | None) -> dict:
+        if batch is None:
+            return {"hits": torch.zeros(0), "nll": torch.zeros(0), "n_cut": 0}
+        parts.model.eval()
+        with parts.precision.autocast():
+            token_losses, _, scores = tree_losses(parts.model, batch.to(device))
         hits = scores.argmax(dim=1) == gold_columns(scores)  # of equal scores the first counts, so never the gold
         return {"hits": hits.float(), "nll": token_losses, "n_cut": batch.n_cut}
 
@@ -220,31 +295,117 @@ def create_evaluator(model: DoubleHeadsModel, device: torch.device) -> Engine:
     return evaluator
 
 
+def prepare_run(
+    args: Namespace, splits: dict[str, DialogSplit], parts: TrainingParts, facts: dict, resumed: Path | None,
+    trainer: Engine,
+) -> Path:  # fmt: skip
+    """Return the folder of a new run, or of the one to go on with, whose state is put back."""
+    if not resumed:
+        created = create_run_folder(args, parts.tokenizer, splits["train"]) if is_first_rank() else ""
+        return Path(from_first_rank(str(created)))
+    state = resume.read_state(resumed)
+    resume.check_facts(resumed, state["facts"], facts)
+    resume.restore(state, parts)
+    epoch_length = -(-facts["examples"] // facts["update size"])
+    n_epochs = math.ceil(facts["updates"] / epoch_length)
+    trainer.load_state_dict({"iteration": state["update"], "max_epochs": n_epochs, "epoch_length": epoch_length})
+    logger.info("going on after update %d of %d, from %s", state["update"], facts["updates"], resumed)
+    return resume.run_of(resumed)
+
+
 def limit_training(trainer: Engine, sampler: UpdateSampler, n_updates: int) -> None:
-    """Shuffle anew each epoch and stop after `n_updates`."""
+    """Shuffle anew each epoch, leave out what a resumed run has done of its first, and stop after `n_updates`."""
 
     @trainer.on(Events.EPOCH_STARTED)
     def shuffle(engine: Engine) -> None:
-        sampler.set_epoch(engine.state.epoch)
+        sampler.set_epoch(engine.state.epoch, n_done=engine.state.iteration % len(sampler))
 
     @trainer.on(Events.ITERATION_COMPLETED(once=n_updates))
     def stop(engine: Engine) -> None:
         engine.terminate_epoch()  # the last by max_epochs, so the run ends as if it had been a full one
 
 
-def attach_validation(args: Namespace, trainer: Engine, evaluator: Engine, valid_loader: DataLoader) -> None:
-    """Validate after every epoch and, with `--eval_before_start`, before the first update."""
+def attach_checkpoints(args: Namespace, trainer: Engine, keeper: Checkpoints, n_updates: int) -> None:
+    """Check every update; write a checkpoint when one is due, and one before the run is left on a signal."""
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def save(engine: Engine) -> None:
+        update, output = engine.state.iteration, engine.state.output
+        if not math.isfinite(output["loss"]) or not (math.isfinite(output["grad_norm"]) or output["was_skipped"]):
+            raise UserError(f"update {update}: the loss is {output['loss']} and its gradient's norm "
+                            f"{output['grad_norm']}; try a lower --lr, --warmup 500, or --bf16 instead of fp16; "
+                            f"{what_is_left(keeper.run)}")  # fmt: skip
+        ends_epoch = update % engine.state.epoch_length == 0 or update == n_updates
+        is_due = args.save_every and update % args.save_every == 0
+        if is_first_rank() and (ends_epoch or is_due or output["is_interrupted"]):
+            keeper.save(update)  # before validation, which takes long
+        if output["is_interrupted"]:
+            engine.terminate()
+
+
+def attach_validation(
+    args: Namespace, trainer: Engine, evaluator: Engine, valid_loader: DataLoader, keeper: Checkpoints,
+    history: ValidationHistory, interruption: Interruption,
+) -> Callable[[Engine], None]:  # fmt: skip
+    """Validate after every epoch, keep what is best, and stop when patience is lost; returns the validation."""
 
     def validate(engine: Engine) -> None:
-        metrics = evaluator.run(valid_loader).metrics
+        with interruption.at_once():
+            metrics = evaluator.run(valid_loader if len(valid_loader) else [None]).metrics
+        update = engine.state.iteration
         logger.info(
             "after %d updates: hits@1 %.3f, perplexity %.3f (per token, %d validation examples)",
-            engine.state.iteration, metrics["hits@1"], metrics["perplexity"], len(valid_loader.dataset),
+            update, metrics["hits@1"], metrics["perplexity"], len(valid_loader.dataset),
         )  # fmt: skip
+        if is_first_rank() and update > 0 and history.is_best(metrics):
+            keeper.save_best()
+        history.append(update, engine.state.epoch, metrics, to_file=is_first_rank())
+        if has_lost_patience(args, history):
+            logger.info("%d validations without a better %s: stopping", args.patience, args.best_metric)
+            engine.terminate()
 
     trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
-    if args.eval_before_start:
-        trainer.add_event_handler(Events.STARTED, validate)
+    return validate
+
+
+def is_validation_due(args: Namespace, trainer: Engine, history: ValidationHistory) -> bool:
+    """Whether to validate before training: as asked for, or because the run to go on with ended just before it."""
+    state = trainer.state
+    if state.iteration == 0:
+        return args.eval_before_start
+    ends_epoch = state.iteration % state.epoch_length == 0 or state.iteration == args.max_updates
+    return ends_epoch and not history.has(state.iteration)
+
+
+def has_lost_patience(args: Namespace, history: ValidationHistory) -> bool:
+    return bool(args.patience) and history.n_since_best >= args.patience
+
+
+@contextmanager
+def explained_failures(run: Path) -> Iterator[None]:
+    """Say in one line what to do when memory or disk give out, and on which rank anything else went wrong."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+            raise UserError("out of memory; lower --train_batch_size and raise --gradient_accumulation_steps by as "
+                            "much (the result is the same), or give --gradient_checkpointing, --bf16, a lower "
+                            f"--valid_batch_size or --num_candidates; {what_is_left(run)}") from error  # fmt: skip
+        logger.error("%s: %s", type(error).__name__, error)
+        raise
+    except OSError as error:
+        raise UserError(f"{error.filename or run} cannot be written ({error.strerror}); {what_is_left(run)}") from error
+
+
+def report_end(run: Path, trainer: Engine, interruption: Interruption) -> None:
+    """Say where the results are or, after a signal, how to go on, and leave with the signal's status."""
+    if not (trainer.state.output or {}).get("is_interrupted"):
+        logger.info("done: best checkpoint in %s, last in %s", run, run / "checkpoints")
+        return
+    logger.warning("interrupted after update %d; go on with: python train.py --resume %s", trainer.state.iteration, run)
+    interruption.leave()
 
 
 if __name__ == "__main__":

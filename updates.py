@@ -60,25 +60,39 @@ class TreeDataset(Dataset):
 
 
 class UpdateSampler(Sampler[list[int]]):
-    """Yields the example indices of each update of an epoch; the last may be smaller. Call `set_epoch` before each."""
+    """Yields the example indices of each update of an epoch; the last may be smaller. Call `set_epoch` before each.
 
-    def __init__(self, n_examples: int, update_size: int, seed: int):
+    With several ranks each yields its share of every update. A share that would be empty, as there are fewer examples
+    than ranks, is the update's first example instead: see `has_share`.
+    """
+
+    def __init__(self, n_examples: int, update_size: int, seed: int, rank: int = 0, n_ranks: int = 1):
         self.n_examples = n_examples
         self.update_size = update_size
         self.seed = seed
+        self.rank = rank
+        self.n_ranks = n_ranks
         self.epoch = 0
+        self.n_done = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order: the same seed and epoch always give the same updates."""
+    def set_epoch(self, epoch: int, n_done: int = 0) -> None:
+        """Choose the order: the same seed and epoch always give the same updates. The first `n_done` are left out."""
         self.epoch = epoch
+        self.n_done = n_done
 
     def __len__(self) -> int:
+        """Return the number of updates of a whole epoch."""
         return -(-self.n_examples // self.update_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.n_examples, generator=generator)
-        return (update.tolist() for update in order.split(self.update_size))
+        updates = [update.tolist() for update in order.split(self.update_size)]
+        return (update[self.rank :: self.n_ranks] or update[:1] for update in updates[self.n_done :])
+
+    def has_share(self, number: int) -> bool:
+        """Whether this rank's share of update `number` of an epoch counts, or only keeps it in step with the others."""
+        return self.rank < min(self.update_size, self.n_examples - number * self.update_size)
 
 
 class Update(NamedTuple):
@@ -97,7 +111,11 @@ def collate_update(trees: Sequence[CandidateTree], micro_batch_size: int, pad_id
     return Update(micro_batches, len(trees), sum(batch.n_targets for batch in micro_batches))
 
 
-def length_sorted_batches(dataset: TreeDataset, batch_size: int) -> list[list[int]]:
-    """Return all indices in batches of similar tree length, longest first, for validation."""
+def length_sorted_batches(dataset: TreeDataset, batch_size: int, rank: int = 0, n_ranks: int = 1) -> list[list[int]]:
+    """Return this rank's share of all indices, in batches of similar tree length, longest first, for validation.
+
+    Every index is in exactly one rank's share; a rank for which nothing is left has no batches.
+    """
     order = sorted(range(len(dataset)), key=lambda index: -len(dataset[index].input_ids))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return batches[rank::n_ranks]

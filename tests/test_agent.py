@@ -8,9 +8,10 @@ import pytest
 from conftest import ROOT, TEXTS, tiny_model
 
 import agent as agent_module
-from agent import Context, DialogAgent, choose_device
+from agent import Context, DialogAgent
 from bench import reference
 from decoding import DecodingSettings
+from device import choose_device
 from errors import UserError
 from store import Example
 from utils import build_input_from_segments

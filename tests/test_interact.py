@@ -256,15 +256,9 @@ def test_personality_from_sentences_and_from_a_file(chat, tmp_path):
     assert chat("/persona\n", "--no_personality")[0] == "The agent has no persona.\n"
 
 
-@pytest.mark.parametrize("where", ["", "last"])
-def test_personas_stored_with_the_checkpoint(chat, checkpoint, tmp_path, where):
-    """A run folder holds them beside its best checkpoint; its last checkpoint is in a folder below."""
-    folder = tmp_path / where
-    folder.mkdir(exist_ok=True)
-    for path in checkpoint.iterdir():
-        os.link(path, folder / path.name)
-    (tmp_path / "personas.json").write_text(json.dumps([["i am the only one."], []]))
-    output = chat("/persona\n/persona new\n", model=folder)[0]
+def test_personas_stored_with_the_checkpoint(chat, checkpoint):
+    (checkpoint / "personas.json").write_text(json.dumps([["i am the only one."], []]))
+    output = chat("/persona\n/persona new\n")[0]
     assert personas_shown(output) == ["i am the only one."] * 2
 
 

@@ -9,9 +9,10 @@ import torch
 from conftest import make_dialogs, tiny_model
 from ignite.engine import Engine
 
+from interruption import Interruption
 from options import training_parser
 from store import SPLITS, DialogSplit, build_arrays
-from train import create_evaluator, create_trainer, prepare_optimizer
+from train import create_evaluator, create_trainer, prepare_parts
 from updates import TreeDataset, UpdateSampler, collate_update, length_sorted_batches
 from utils import collate_trees
 
@@ -63,14 +64,18 @@ def test_micro_batches_hold_all_examples_sorted_by_length(dataset, tokenizer):
     assert update.n_targets == sum(len(dataset[i].lm_targets) for i in range(7))
 
 
+def make_trainer(args, parts) -> Engine:
+    return create_trainer(args, parts, UpdateSampler(100, 100, 0), torch.device("cpu"), Interruption())
+
+
 def run_updates(model, dataset, micro_batch_size: int, n_updates: int = 3) -> tuple[list[dict], dict]:
     """Train a copy of the model on 8 examples an update; return each update's output and the weights after."""
     model = copy.deepcopy(model)
     args = training_parser().parse_args(["--lr", "1e-2", "--lm_coef", "2", "--mc_coef", "0.7"])
-    optimizer, scheduler = prepare_optimizer(args, model, n_updates)
+    parts = prepare_parts(args, model, dataset.tokenizer, n_updates, "cpu")
     # Biases that no loss depends on (of keys, of scores) have rounding noise for gradients: do not let Adam scale it.
-    optimizer.param_groups[0]["eps"] = 1e-2
-    trainer = create_trainer(args, model, optimizer, scheduler, torch.device("cpu"))
+    parts.optimizer.param_groups[0]["eps"] = 1e-2
+    trainer = make_trainer(args, parts)
     update = partial(collate_update, micro_batch_size=micro_batch_size, pad_id=dataset.tokenizer.pad_id)
     trees = [dataset[i] for i in range(20)]
     outputs = [trainer._process_function(trainer, update(trees[start : start + 8])) for start in (0, 8, 16)]
@@ -94,11 +99,11 @@ def test_gradients_are_clipped_once_over_the_whole_update(tokenizer, dataset):
     model = tiny_model(tokenizer)
     args = training_parser().parse_args(["--max_norm", "0.5"])
     args.lr, seen = 0.0, []
-    optimizer, scheduler = prepare_optimizer(args, model, 1)
-    optimizer.register_step_pre_hook(
+    parts = prepare_parts(args, model, tokenizer, 1, "cpu")
+    parts.optimizer.register_step_pre_hook(
         lambda *_: seen.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
     )
-    trainer = create_trainer(args, model, optimizer, scheduler, torch.device("cpu"))
+    trainer = make_trainer(args, parts)
     output = trainer._process_function(trainer, collate_update([dataset[i] for i in range(8)], 2, tokenizer.pad_id))
     assert output["grad_norm"] > 0.5
     assert seen == [pytest.approx(0.5, rel=1e-4)]  # one step, and its gradient has exactly that norm
@@ -109,13 +114,18 @@ def test_gradients_are_clipped_once_over_the_whole_update(tokenizer, dataset):
 )  # fmt: skip
 def test_learning_rate_rises_then_falls_linearly_to_zero(tokenizer, warmup, rates):
     args = training_parser().parse_args(["--lr", "1", "--warmup", str(warmup)])
-    optimizer, scheduler = prepare_optimizer(args, tiny_model(tokenizer), 4)
+    _, _, optimizer, scheduler, _ = prepare_parts(args, tiny_model(tokenizer), tokenizer, 4, "cpu")
     seen = [optimizer.param_groups[0]["lr"]]
     for _ in range(4):
         optimizer.step()
         scheduler.step()
         seen.append(optimizer.param_groups[0]["lr"])
     assert seen == pytest.approx(rates)
+
+
+def make_evaluator(model, tokenizer) -> Engine:
+    parts = prepare_parts(training_parser().parse_args([]), model, tokenizer, 1, "cpu")
+    return create_evaluator(parts, torch.device("cpu"))
 
 
 def test_validation_figures_by_plain_arithmetic(tokenizer, dataset):
@@ -130,7 +140,7 @@ def test_validation_figures_by_plain_arithmetic(tokenizer, dataset):
         batches = length_sorted_batches(every, batch_size)
         assert sorted(itertools.chain(*batches)) == list(range(20))
         loader = [collate_trees([every[i] for i in batch], tokenizer.pad_id) for batch in batches]
-        metrics = create_evaluator(model, torch.device("cpu")).run(loader).metrics
+        metrics = make_evaluator(model, tokenizer).run(loader).metrics
         assert metrics["hits@1"] == pytest.approx(sum(hits) / 20)
         assert metrics["perplexity"] == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-5)
     assert 0 < sum(hits) < 20
@@ -139,7 +149,5 @@ def test_validation_figures_by_plain_arithmetic(tokenizer, dataset):
 def test_equal_scores_do_not_count_as_hits(tokenizer, dataset):
     model = tiny_model(tokenizer)
     model.multiple_choice_head.summary.weight.data.zero_()
-    evaluator = create_evaluator(model, torch.device("cpu"))
-    assert isinstance(evaluator, Engine)
-    metrics = evaluator.run([collate_trees([dataset[0], dataset[1]], tokenizer.pad_id)]).metrics
+    metrics = make_evaluator(model, tokenizer).run([collate_trees([dataset[0], dataset[1]], tokenizer.pad_id)]).metrics
     assert metrics["hits@1"] == 0.0

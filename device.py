@@ -1,0 +1,15 @@
+"""The device that a script computes on."""
+
+import torch
+
+from errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name, "" for cuda where there is one; UserError where it cannot be used."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); try --device cpu.") from error

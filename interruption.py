@@ -1,0 +1,58 @@
+"""Ending a run in order on SIGTERM and Ctrl-C: the update is finished and a checkpoint written first."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger(__name__)
+
+# How processes that were ended by a signal are known to shells.
+EXIT_STATUS_OF_SIGNAL = 128
+
+
+class Interruption:
+    """Takes note of SIGINT and SIGTERM within `watch`; outside of it they act as ever."""
+
+    def __init__(self, alone: bool = True):
+        """`alone` says that no launcher passes signals on (torchrun repeats them): then a second one ends at once."""
+        self.signal_number = 0
+        self._alone = alone
+        self._at_once = False
+        self._process = os.getpid()
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Note signals instead of being ended by them."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within this block, where a checkpoint is already written, a signal ends the process without waiting."""
+        self._at_once = True
+        try:
+            if self.signal_number:
+                self.leave()
+            yield
+        finally:
+            self._at_once = False
+
+    def leave(self) -> None:
+        """Exit with the status of the signal."""
+        sys.exit(EXIT_STATUS_OF_SIGNAL + (self.signal_number or signal.SIGTERM))
+
+    def _note(self, number: int, frame) -> None:
+        if os.getpid() != self._process:  # a worker that loads data; it ends with its parent
+            return
+        is_repeated, self.signal_number = bool(self.signal_number), number
+        if self._at_once or (is_repeated and self._alone):
+            self.leave()
+        if not is_repeated:
+            logger.warning("%s: finishing this update, then writing a checkpoint ...", signal.Signals(number).name)
