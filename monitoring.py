@@ -13,7 +13,6 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from ignite.handlers.tensorboard_logger import TensorboardLogger
-from ignite.metrics import RunningAverage
 
 from checkpoint import TrainingParts
 from decoding import DecodingSettings, generate_replies
@@ -45,8 +44,7 @@ def attach_progress(trainer: Engine, evaluator: Engine, n_updates: int) -> None:
     if not is_first_rank():
         count_cut_examples(evaluator, "validation")
         return
-    RunningAverage(output_transform=lambda output: output["loss"]).attach(trainer, "loss")
-    RateMeter().attach(trainer)
+    RunningFigures().attach(trainer)
     if sys.stderr.isatty():
         ProgressBar(desc="training", persist=True, ncols=100).attach(trainer, ["loss", "examples/s"])
         ProgressBar(desc="validation", ncols=100).attach(evaluator)
@@ -57,8 +55,11 @@ def attach_progress(trainer: Engine, evaluator: Engine, n_updates: int) -> None:
     count_skipped_updates(trainer)
 
 
-class RateMeter:
-    """Sets the metric `examples/s`: an exponential average over updates, waiting for data included, not validation."""
+class RunningFigures:
+    """Sets the metrics `loss` and `examples/s` (waiting for data included): exponential averages over updates.
+
+    Ignite's RunningAverage would wait for the other ranks, whose losses are in the update's output already.
+    """
 
     def attach(self, trainer: Engine) -> None:
         trainer.add_event_handler(Events.EPOCH_STARTED, self._start)
@@ -69,9 +70,10 @@ class RateMeter:
 
     def _measure(self, engine: Engine) -> None:
         now = time.perf_counter()
-        rate = engine.state.output["n_examples"] / (now - self._last)
-        smooth = engine.state.metrics.get("examples/s", rate)
-        engine.state.metrics["examples/s"] = 0.95 * smooth + 0.05 * rate
+        output, metrics = engine.state.output, engine.state.metrics
+        rate = output["n_examples"] / (now - self._last)
+        for name, value in (("loss", output["loss"]), ("examples/s", rate)):
+            metrics[name] = 0.95 * metrics.get(name, value) + 0.05 * value
         self._last = now
 
 

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from errors import UserError
+
 logger = logging.getLogger(__name__)
 
 
@@ -35,8 +37,10 @@ class Precision:
     """
 
     def __init__(self, level: str = "", bf16: bool = False, device: torch.device | str = "cpu"):
-        """`level` is one of apex's, "" for O0."""
+        """`level` is one of apex's, "" for O0, the only one that bf16 goes with; else UserError."""
         self.level = level or "O0"
+        if bf16 and self.level != "O0":
+            raise UserError(f"--fp16 {level} and --bf16 exclude each other; leave one out.")
         self.device_type = torch.device(device).type
         self.apex_amp = import_apex_amp() if self.level != "O0" else None
         scales = self.level in ("O1", "O2")
@@ -61,6 +65,7 @@ class Precision:
             if isinstance(module, nn.LayerNorm):
                 module.float()
         self._masters = {name: (weight, masters[name]) for name, weight in model.named_parameters()}
+        self._copy_masters()  # what LayerNorm lost on its way through fp16
         return model, make_optimizer(masters.values())
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -88,9 +93,7 @@ class Precision:
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad()
-        with torch.no_grad():
-            for weight, master in self._masters.values():
-                weight.copy_(master)
+        self._copy_masters()
         return Step(grad_norm, was_skipped=self._scale() < scale)
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
@@ -104,6 +107,11 @@ class Precision:
 
     def load_state_dict(self, state: dict) -> None:
         (self.apex_amp or self.scaler).load_state_dict(state)
+
+    @torch.no_grad()
+    def _copy_masters(self) -> None:
+        for weight, master in self._masters.values():
+            weight.copy_(master)
 
     def _scale(self) -> float:
         if self.apex_amp:

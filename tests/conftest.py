@@ -84,3 +84,10 @@ def dataset_file(tmp_path) -> Path:
     path = tmp_path / "dialogs.json"
     path.write_text(json.dumps({"train": make_dialogs(12), "valid": make_dialogs(4)}))
     return path
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no GPU"))
