@@ -1,5 +1,6 @@
 """Mistakes a user can mend: reported as one line with exit status 2, never as a traceback."""
 
+import errno
 import functools
 import os
 import sys
@@ -31,3 +32,14 @@ def rank_label() -> str:
     """Return "rank N: " in every process of several but the first, "" otherwise."""
     rank = os.environ.get("RANK", "0")
     return "" if rank == "0" else f"rank {rank}: "
+
+
+def disk_reason(error: Exception) -> str:
+    """Return in plain words why a file could not be read or written."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return "no space left on the disk"
+    return f"{error.strerror}: {error.filename}" if getattr(error, "filename", None) else str(error)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())

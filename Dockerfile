@@ -1,0 +1,25 @@
+# docker build -t convai .                             with the released model in models/
+# docker build --build-arg PRETRAINED=0 -t convai .    without
+# docker run --rm -it convai bash                      a shell beside the scripts; add --gpus all where there are some
+FROM python:3.11-slim
+
+# For pip, while building only: a folder or an index with other wheels of torch, say the smaller ones without CUDA.
+ARG PIP_FIND_LINKS
+ARG PIP_EXTRA_INDEX_URL
+
+# From what changes rarely to what changes often, so that an edited script builds in seconds.
+COPY requirements.txt requirements-parlai.txt /tmp/
+RUN python3 -m pip install --no-cache-dir -r /tmp/requirements.txt \
+ && python3 -m pip install --no-cache-dir --no-deps -r /tmp/requirements-parlai.txt
+
+RUN useradd --create-home --uid 1000 convai && install --directory --owner convai /workspace /workspace/models
+WORKDIR /workspace
+USER convai
+
+ARG PRETRAINED=1
+COPY --chown=convai errors.py download.py archives.py pretrained.py ./
+COPY --chown=convai scripts/download_released_model.py scripts/
+RUN if [ "$PRETRAINED" != 0 ]; then python3 scripts/download_released_model.py models; fi
+
+COPY --chown=convai . .
+CMD ["bash"]

@@ -1,0 +1,65 @@
+"""Write the option tables of README.md from the scripts' parsers: python scripts/option_tables.py
+
+A table stands between `<!-- options: train.py -->` and `<!-- end of options -->`, and so for each script.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from options import chat_parser, evaluation_parser, new_model_parser, training_parser  # noqa: E402
+
+PARSERS = {
+    "train.py": training_parser,
+    "interact.py": chat_parser,
+    "convai_evaluation.py": evaluation_parser,
+    "new_model.py": new_model_parser,
+}
+PLACE = re.compile(r"(<!-- options: (?P<script>\S+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def with_tables(text: str) -> str:
+    """Return the text with the table of each marked place made anew."""
+    return PLACE.sub(lambda place: place[1] + option_table(PARSERS[place["script"]]()) + place[3], text)
+
+
+def option_table(parser: argparse.ArgumentParser) -> str:
+    """Return a parser's options as Markdown, a heading row for each of its groups."""
+    lines = ["| option | default | meaning |", "|---|---|---|"]
+    for group in parser._action_groups:
+        actions = [action for action in group._group_actions if action.dest != "help"]
+        if actions and group.title not in ("positional arguments", "options"):
+            lines.append(f"| **{group.title}** | | |")
+        lines += map(option_row, actions)
+    return "\n".join(lines) + "\n"
+
+
+def option_row(action: argparse.Action) -> str:
+    names = " ".join(f"`{name}`" for name in action.option_strings or [action.dest])
+    meaning = action.help
+    if action.choices:
+        meaning += f" ({', '.join(f'`{choice}`' for choice in action.choices if choice)})"
+    return f"| {names} | {default_of(action)} | {meaning.replace('|', chr(92) + '|')} |"
+
+
+def default_of(action: argparse.Action) -> str:
+    if not action.option_strings:
+        return "required"
+    if action.nargs == 0:
+        return "off"
+    if isinstance(action.default, list):
+        return f"`{' '.join(action.default)}`" if action.default else ""
+    return "" if action.default is None else f"`{action.default}`" if action.default != "" else '`""`'
+
+
+if __name__ == "__main__":
+    main()
