@@ -91,3 +91,16 @@ def pytest_collection_modifyitems(items) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="there is no GPU"))
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Files for downloads and unpacked members lie on a full disk (Linux has one ready)."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    real_open = Path.open
+
+    def open_full(path, mode="r", *args, **kwargs):
+        return real_open(Path("/dev/full"), "wb") if mode in ("ab", "xb") else real_open(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_full)
