@@ -48,7 +48,12 @@ def option_row(action: argparse.Action) -> str:
     meaning = action.help
     if action.choices:
         meaning += f" ({', '.join(f'`{choice}`' for choice in action.choices if choice)})"
-    return f"| {names} | {default_of(action)} | {meaning.replace('|', chr(92) + '|')} |"
+    return f"| {names} | {default_of(action)} | {escaped(meaning)} |"
+
+
+def escaped(text: str) -> str:
+    """Return text that Markdown shows as it is, a placeholder in angle brackets too."""
+    return text.replace("<", "&lt;").replace("|", "\\|")
 
 
 def default_of(action: argparse.Action) -> str:
