@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import ignite.distributed as idist
 import torch
+import torch.distributed as dist
 
 from device import choose_device
 from errors import UserError
@@ -40,10 +41,18 @@ def process_group(device_name: str, local_rank: int = -1) -> Iterator[torch.devi
     device = choose_device(f"cuda:{local_rank}" if is_cuda else device_name)
     if is_cuda:
         torch.cuda.set_device(device)
-    idist.initialize("nccl" if is_cuda else "gloo", timeout=PATIENCE)
+    join("nccl" if is_cuda else "gloo")
     # After an exception the group is left as it is: to leave it in order would take the other ranks.
     yield device
     idist.finalize()
+
+
+def join(backend: str) -> None:
+    """Wait for all ranks of the launcher and connect to them; ignite.distributed finds the group that this makes."""
+    store, rank, n_ranks = next(dist.rendezvous("env://", timeout=PATIENCE))
+    # After a restart torchrun's store may still hold the addresses of the processes that are gone (torch 2.13).
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=n_ranks, timeout=PATIENCE)
 
 
 def is_first_rank() -> bool:

@@ -15,7 +15,6 @@ from ignite.handlers import ProgressBar
 from ignite.handlers.tensorboard_logger import TensorboardLogger
 
 from checkpoint import TrainingParts
-from decoding import DecodingSettings, generate_replies
 from distributed import is_first_rank
 from errors import rank_label
 from model import DoubleHeadsModel
@@ -176,6 +175,9 @@ def attach_sample_dialogs(
 @torch.inference_mode()
 def describe_example(model: DoubleHeadsModel, valid: TreeDataset, index: int) -> str:
     """Return one example in Markdown: persona, history, gold reply, the model's choice and its own greedy reply."""
+    # transformers' generation takes seconds to import, which a run that is refused or resumed should not wait for.
+    from decoding import DecodingSettings, generate_replies
+
     tokenizer, example = valid.tokenizer, valid.example(index)
     batch = collate_trees([valid[index]], tokenizer.pad_id).to(model.device)
     chosen = model.eval()(**batch.model_inputs()).mc_logits.argmax().item()

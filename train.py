@@ -404,7 +404,10 @@ def report_end(run: Path, trainer: Engine, interruption: Interruption) -> None:
     if not (trainer.state.output or {}).get("is_interrupted"):
         logger.info("done: best checkpoint in %s, last in %s", run, run / "checkpoints")
         return
-    logger.warning("interrupted after update %d; go on with: python train.py --resume %s", trainer.state.iteration, run)
+    if is_first_rank():
+        logger.warning(
+            "interrupted after update %d; go on with: python train.py --resume %s", trainer.state.iteration, run
+        )
     interruption.leave()
 
 
