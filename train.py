@@ -20,28 +20,28 @@ import logging
 import math
 import random
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from ignite.metrics import Average, MetricsLambda
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import resume
-from checkpoint import Checkpoints, TrainingParts, ValidationHistory, create_run_folder, what_is_left
+from checkpoint import Checkpoints, TrainingParts, create_run_folder
 from distributed import from_first_rank, is_first_rank, process_group, sum_over_ranks
 from interruption import Interruption
 from model import DoubleHeadsModel, ModelConfig, load_model
 from monitoring import attach_progress, attach_tensorboard, set_up_logging
 from precision import Precision
 from pretrained import locate_checkpoint
+from run_control import RunControl
 from store import DialogSplit
 from tokenization import DialogTokenizer, load_tokenizer
 from updates import TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
@@ -75,21 +75,11 @@ def train(args: Namespace, device: torch.device) -> None:
     evaluator = create_evaluator(parts, device)
     facts = {"updates": n_updates, "examples": len(train_loader.dataset), "update size": update_size(args)}
     run = prepare_run(args, splits, parts, facts, resumed, trainer)
-    history = ValidationHistory(args.best_metric, run, trainer.state.iteration)
-    if resumed and is_first_rank():
-        history.rewrite()
     keeper = Checkpoints(run, parts, args.n_saved, facts)
-    limit_training(trainer, train_loader.batch_sampler, n_updates)
     attach_progress(trainer, evaluator, n_updates)
-    attach_checkpoints(args, trainer, keeper, n_updates)
-    validate = attach_validation(args, trainer, evaluator, valid_loader, keeper, history, interruption)
-    board = attach_tensorboard(trainer, evaluator, parts, valid_loader.dataset, run)
-    with explained_failures(run), board, interruption.watch():
-        if is_validation_due(args, trainer, history):
-            validate(trainer)
-        if trainer.state.iteration < n_updates and not has_lost_patience(args, history):
-            trainer.run(train_loader, max_epochs=math.ceil(n_updates / len(train_loader)))
-    report_end(run, trainer, interruption)
+    control = RunControl(args, trainer, evaluator, valid_loader, keeper, interruption, n_updates)
+    with attach_tensorboard(trainer, evaluator, parts, valid_loader.dataset, run):
+        control.run(train_loader)
 
 
 def find_resumed(args: Namespace) -> Path | None:
@@ -311,104 +301,6 @@ def prepare_run(
     trainer.load_state_dict({"iteration": state["update"], "max_epochs": n_epochs, "epoch_length": epoch_length})
     logger.info("going on after update %d of %d, from %s", state["update"], facts["updates"], resumed)
     return resume.run_of(resumed)
-
-
-def limit_training(trainer: Engine, sampler: UpdateSampler, n_updates: int) -> None:
-    """Shuffle anew each epoch, leave out what a resumed run has done of its first, and stop after `n_updates`."""
-
-    @trainer.on(Events.EPOCH_STARTED)
-    def shuffle(engine: Engine) -> None:
-        sampler.set_epoch(engine.state.epoch, n_done=engine.state.iteration % len(sampler))
-
-    @trainer.on(Events.ITERATION_COMPLETED(once=n_updates))
-    def stop(engine: Engine) -> None:
-        engine.terminate_epoch()  # the last by max_epochs, so the run ends as if it had been a full one
-
-
-def attach_checkpoints(args: Namespace, trainer: Engine, keeper: Checkpoints, n_updates: int) -> None:
-    """Check every update; write a checkpoint when one is due, and one before the run is left on a signal."""
-
-    @trainer.on(Events.ITERATION_COMPLETED)
-    def save(engine: Engine) -> None:
-        update, output = engine.state.iteration, engine.state.output
-        if not math.isfinite(output["loss"]) or not (math.isfinite(output["grad_norm"]) or output["was_skipped"]):
-            raise UserError(f"update {update}: the loss is {output['loss']} and its gradient's norm "
-                            f"{output['grad_norm']}; try a lower --lr, --warmup 500, or --bf16 instead of fp16; "
-                            f"{what_is_left(keeper.run)}")  # fmt: skip
-        ends_epoch = update % engine.state.epoch_length == 0 or update == n_updates
-        is_due = args.save_every and update % args.save_every == 0
-        if is_first_rank() and (ends_epoch or is_due or output["is_interrupted"]):
-            keeper.save(update)  # before validation, which takes long
-        if output["is_interrupted"]:
-            engine.terminate()
-
-
-def attach_validation(
-    args: Namespace, trainer: Engine, evaluator: Engine, valid_loader: DataLoader, keeper: Checkpoints,
-    history: ValidationHistory, interruption: Interruption,
-) -> Callable[[Engine], None]:  # fmt: skip
-    """Validate after every epoch, keep what is best, and stop when patience is lost; returns the validation."""
-
-    def validate(engine: Engine) -> None:
-        with interruption.at_once():
-            metrics = evaluator.run(valid_loader if len(valid_loader) else [None]).metrics
-        update = engine.state.iteration
-        logger.info(
-            "after %d updates: hits@1 %.3f, perplexity %.3f (per token, %d validation examples)",
-            update, metrics["hits@1"], metrics["perplexity"], len(valid_loader.dataset),
-        )  # fmt: skip
-        if is_first_rank() and update > 0 and history.is_best(metrics):
-            keeper.save_best()
-        history.append(update, engine.state.epoch, metrics, to_file=is_first_rank())
-        if has_lost_patience(args, history):
-            logger.info("%d validations without a better %s: stopping", args.patience, args.best_metric)
-            engine.terminate()
-
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
-    return validate
-
-
-def is_validation_due(args: Namespace, trainer: Engine, history: ValidationHistory) -> bool:
-    """Whether to validate before training: as asked for, or because the run to go on with ended just before it."""
-    state = trainer.state
-    if state.iteration == 0:
-        return args.eval_before_start
-    ends_epoch = state.iteration % state.epoch_length == 0 or state.iteration == args.max_updates
-    return ends_epoch and not history.has(state.iteration)
-
-
-def has_lost_patience(args: Namespace, history: ValidationHistory) -> bool:
-    return bool(args.patience) and history.n_since_best >= args.patience
-
-
-@contextmanager
-def explained_failures(run: Path) -> Iterator[None]:
-    """Say in one line what to do when memory or disk give out, and on which rank anything else went wrong."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
-            raise UserError("out of memory; lower --train_batch_size and raise --gradient_accumulation_steps by as "
-                            "much (the result is the same), or give --gradient_checkpointing, --bf16, a lower "
-                            f"--valid_batch_size or --num_candidates; {what_is_left(run)}") from error  # fmt: skip
-        logger.error("%s: %s", type(error).__name__, error)
-        raise
-    except OSError as error:
-        raise UserError(f"{error.filename or run} cannot be written ({error.strerror}); {what_is_left(run)}") from error
-
-
-def report_end(run: Path, trainer: Engine, interruption: Interruption) -> None:
-    """Say where the results are or, after a signal, how to go on, and leave with the signal's status."""
-    if not (trainer.state.output or {}).get("is_interrupted"):
-        logger.info("done: best checkpoint in %s, last in %s", run, run / "checkpoints")
-        return
-    if is_first_rank():
-        logger.warning(
-            "interrupted after update %d; go on with: python train.py --resume %s", trainer.state.iteration, run
-        )
-    interruption.leave()
 
 
 if __name__ == "__main__":
