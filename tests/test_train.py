@@ -26,6 +26,13 @@ def run_script(script: str, *arguments, cwd) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
+def run_here(monkeypatch, cwd, *arguments) -> None:
+    """Run train.py in this process, which saves the seconds of its start."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    train.main()
+
+
 def metrics_of(run) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -86,38 +93,38 @@ def test_a_run_learns_and_leaves_a_usable_folder(tmp_path, scratch_model, datase
     assert last["updates"] == 1
 
 
-def test_the_same_seed_gives_the_same_losses_twice_and_another_seed_does_not(tmp_path, scratch_model, dataset_file):
+def test_the_same_seed_gives_the_same_losses_twice_and_another_seed_does_not(
+    tmp_path, scratch_model, dataset_file, monkeypatch
+):
     arguments = ["--from_scratch", "--model", scratch_model, "--dataset_path", dataset_file, *FAST, "--max_updates", 4]
     figures = []
     for number, seed in enumerate((1, 1, 2)):
         output = tmp_path / str(number)
-        result = run_script("train.py", *arguments, "--seed", seed, "--output_dir", output, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
+        run_here(monkeypatch, tmp_path, *arguments, "--seed", seed, "--output_dir", output)
         figures.append(metrics_of(output))
     assert figures[0] == figures[1] != figures[2]
 
 
-def test_data_of_dialogs_without_candidates_or_persona(tmp_path, scratch_model):
+def test_data_of_dialogs_without_candidates_or_persona(tmp_path, scratch_model, monkeypatch, caplog):
+    caplog.set_level("INFO")
     lines = []
     for d in range(24):
         lines += [f"1 hello ! {d}\ti'm great , thanks for asking . {d}", f"2 do you have any pets ?\tyes , {d} cats ."]
     (tmp_path / "dialogs.txt").write_text("\n".join(lines))
     arguments = ["--from_scratch", "--model", scratch_model, "--dataset_path", tmp_path / "dialogs.txt", *FAST]
-    result = run_script("train.py", *arguments, "--n_epochs", 1, "--output_dir", tmp_path / "run", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "train: 23 dialogs, 46 examples" in result.stderr and "valid: 1 dialogs, 2 examples" in result.stderr
+    run_here(monkeypatch, tmp_path, *arguments, "--n_epochs", 1, "--output_dir", "run")
+    assert "train: 23 dialogs, 46 examples" in caplog.text and "valid: 1 dialogs, 2 examples" in caplog.text
     assert json.loads((tmp_path / "run/personas.json").read_text()) == []
 
 
-def test_examples_that_were_cut_are_reported(tmp_path, tokenizer, dataset_file):
+def test_examples_that_were_cut_are_reported(tmp_path, tokenizer, dataset_file, monkeypatch, caplog):
     folder = tmp_path / "short"
     tokenizer.save(folder)
     (folder / "config.json").write_text(json.dumps(tiny_config(tokenizer.family, len(tokenizer), n_positions=24)))
     arguments = ["--from_scratch", "--model", folder, "--dataset_path", dataset_file, *FAST, "--n_epochs", 1]
-    result = run_script("train.py", *arguments, "--output_dir", tmp_path / "run", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "training: 24 examples were cut to fit the model's positions" in result.stderr
-    assert "validation: 8 examples were cut" in result.stderr
+    run_here(monkeypatch, tmp_path, *arguments, "--output_dir", "run")
+    assert "training: 24 examples were cut to fit the model's positions" in caplog.text
+    assert "validation: 8 examples were cut" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -140,12 +147,10 @@ def test_examples_that_were_cut_are_reported(tmp_path, tokenizer, dataset_file):
 )  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(tmp_path, scratch_model, arguments, message, monkeypatch, capfd):
     write_bad_inputs(tmp_path)
-    monkeypatch.chdir(tmp_path)
     if "--model" not in arguments:
         arguments = ["--model", "scratch", "--from_scratch", *arguments]
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     with pytest.raises(SystemExit) as exit_of:
-        train.main()
+        run_here(monkeypatch, tmp_path, *arguments)
     assert exit_of.value.code == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]
