@@ -165,6 +165,10 @@ class DialogAgent:
     def _n_positions(self) -> int:
         return self.model.config.n_positions
 
+    @property
+    def _limits(self) -> tuple[int, int | None]:
+        return self._n_positions, self.model.config.history_start
+
     def _generate(
         self,
         contexts: Sequence[Context],
@@ -181,12 +185,10 @@ class DialogAgent:
 
     def _prompt(self, context: Context, n_reserved: int) -> dict:
         """Build the open input of a context, cut so that a reply of `n_reserved` tokens still has positions."""
-        limits = self._n_positions, self.model.config.history_start
-        return build_prompt(*self._encode(context), self.tokenizer, *limits, n_reserved)
+        return build_prompt(*self._encode(context), self.tokenizer, *self._limits, n_reserved)
 
     def _tree(self, context: Context, candidates: Sequence[TokenIds]) -> CandidateTree:
-        limits = self._n_positions, self.model.config.history_start
-        return build_candidate_tree(*self._encode(context), candidates, self.tokenizer, *limits)
+        return build_candidate_tree(*self._encode(context), candidates, self.tokenizer, *self._limits)
 
     def _encode(self, context: Context) -> tuple[list[TokenIds], list[TokenIds]]:
         history = cut_history(context.history, self.max_history)
