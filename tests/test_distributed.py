@@ -69,14 +69,37 @@ def split_over(n_ranks: int) -> list[str]:
     return [*OPTIONS, "--train_batch_size", 1, "--gradient_accumulation_steps", 8 // n_ranks]
 
 
+COUNTING = """
+import atexit, os, sys
+sys.path.insert(0, {root!r})
+import train
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+n = 0
+def exchange(state, bucket):
+    global n
+    n += bucket.is_last()
+    return allreduce_hook(state, bucket)
+class Counting(train.DistributedDataParallel):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.register_comm_hook(None, exchange)
+train.DistributedDataParallel = Counting
+train.main()
+print("exchanges of gradients:", n)
+"""
+
+
 @pytest.mark.parametrize(
     ("n_ranks", "launcher"),
     [(2, "launch"), pytest.param(2, "torchrun", marks=pytest.mark.slow), pytest.param(4, "torchrun")],
 )
 def test_several_ranks_train_and_validate_as_one(folder, n_ranks, launcher):
+    (folder / "counting.py").write_text(COUNTING.format(root=str(ROOT)))
     for n, name in ((1, "one"), (n_ranks, "several")):
-        result = run(folder, n, *split_over(n), "--output_dir", name, launcher=launcher)
+        script = folder / "counting.py" if n > 1 else ROOT / "train.py"
+        result = run(folder, n, *split_over(n), "--output_dir", name, launcher=launcher, script=script)
         assert result.returncode == 0, result.stderr
+    assert result.stdout.count("exchanges of gradients: 8\n") == n_ranks  # once per update, not per micro-batch
     assert f"update = 1 x {8 // n_ranks} accumulation x {n_ranks} ranks = 8 examples; 8 updates" in result.stderr
     assert result.stderr.count("after 8 updates:") == 1  # one rank reports
     assert len(losses_of(folder / "one")) == 8
