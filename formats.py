@@ -1,4 +1,5 @@
-"""Dialog files into the PersonaChat form: JSON (plain or gzipped), ParlAI text, one file or a train and valid pair.
+"""Dialogs into the PersonaChat form: from JSON (plain or gzipped) or ParlAI text, one file or a train and valid pair,
+and from tables (tables.py).
 
 All readers return `{"train": dialogs, "valid": dialogs}`. A dialog is `{"personality": [sentence, ...], "utterances":
 [{"history": [turn, ...], "candidates": [distractor, ..., gold reply]}, ...]}`; example_entry.py explains each key.
@@ -12,6 +13,7 @@ import os
 import random
 import re
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,13 @@ from typing import Any
 import example_world
 from download import fetch, is_url
 from errors import UserError
+from tables import HUB_PREFIX, INSTALL_DATASETS, Tables, holds_parquet
 
 PERSONACHAT_URL = "https://s3.amazonaws.com/datasets.huggingface.co/personachat/personachat_self_original.json"
+OTHER_WAYS = (
+    "Two ways out: --dataset_path hub:AlekseyKorshuk/persona-chat reads a copy on the Hugging Face hub (needs "
+    f"`{INSTALL_DATASETS}`), and --dataset_path FILE a local one. Without either: --dataset_path example."
+)
 SPLITS = ("train", "valid")
 HELD_OUT_SHARE = 0.05
 # The data's own seed: which dialogs are held out must not change with --seed, or runs could not be compared.
@@ -31,56 +38,100 @@ Dialog = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
-class ExampleSource:
+class Source(ABC):
+    """Where dialogs come from."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Return a hash that changes when the data do."""
+
+    @abstractmethod
+    def splits(self) -> dict[str, list[Dialog]]:
+        """Return the dialogs that are there under "train" and "valid", or under "" where no split is named."""
+
+    @abstractmethod
+    def place_of(self, split: str) -> str:
+        """Return the file, folder or name of a split, for messages."""
+
+    def load(self) -> dict[str, list[Dialog]]:
+        """Return both splits, checked, a part of the dialogs held out where there is no valid; raises UserError."""
+        splits = _with_held_out(self.place_of("train"), self.splits())
+        for name, dialogs in splits.items():
+            if not dialogs:
+                raise UserError(f"{self.place_of(name)}: the {name} split is empty; it needs at least one dialog.")
+        return splits
+
+
+class ExampleSource(Source):
     """The embedded example set (`--dataset_path example`)."""
 
     def digest(self) -> str:
-        """A hash that changes when the data do."""
         return hashlib.sha256(Path(example_world.__file__).read_bytes()).hexdigest()
 
-    def load(self) -> dict[str, list[Dialog]]:
+    def splits(self) -> dict[str, list[Dialog]]:
         return example_world.example_dataset()
 
+    def place_of(self, split: str) -> str:
+        return "the example set"
 
-class FileSource:
+
+class FileSource(Source):
     """One file with both splits or of which a part is held out, or one file for each split."""
 
     def __init__(self, paths: list[Path]):
         self.paths = paths
 
     def digest(self) -> str:
-        """A hash over the bytes of the files and their roles."""
+        """Return a hash over the bytes of the files and their roles."""
         total = hashlib.sha256()
         for path in self.paths:
             with open_checked(path) as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
         return total.hexdigest()
 
-    def load(self) -> dict[str, list[Dialog]]:
-        """Read and check the files; UserError names file, place and remedy."""
+    def splits(self) -> dict[str, list[Dialog]]:
         if len(self.paths) == 2:
-            splits = {name: _only_split(path, name) for name, path in zip(SPLITS, self.paths, strict=True)}
-        else:
-            splits = _with_held_out(self.paths[0], read_splits(self.paths[0]))
-        for name, dialogs in splits.items():
-            if not dialogs:
-                where = self.paths[SPLITS.index(name) if len(self.paths) == 2 else 0]
-                raise UserError(f"{where}: the {name} split is empty; it needs at least one dialog.")
+            return {name: _only_split(path, name) for name, path in zip(SPLITS, self.paths, strict=True)}
+        return read_splits(self.paths[0])
+
+    def place_of(self, split: str) -> str:
+        return str(self.paths[SPLITS.index(split) if len(self.paths) == 2 else 0])
+
+
+class TableSource(Source):
+    """A data set on the hub or a folder of .parquet files."""
+
+    def __init__(self, dataset_path: str):
+        self.tables = Tables(dataset_path)
+
+    def digest(self) -> str:
+        return self.tables.digest()
+
+    def splits(self) -> dict[str, list[Dialog]]:
+        splits = self.tables.dialogs()
+        _check_splits(splits, self.tables.name)
         return splits
 
+    def place_of(self, split: str) -> str:
+        return self.tables.name
 
-def find_source(dataset_path: str) -> ExampleSource | FileSource:
+
+def find_source(dataset_path: str) -> Source:
     """Return where `--dataset_path` points, downloading URLs: "" is PersonaChat, "example" the embedded set.
 
-    Otherwise a file, a URL, a folder with one train* and one valid* file, or TRAIN,VALID (files or URLs).
+    Otherwise a file, a URL, a folder with one train* and one valid* file or with .parquet files, TRAIN,VALID (files or
+    URLs), or hub:OWNER/NAME.
     """
     if dataset_path == "example":
         return ExampleSource()
     if not dataset_path:
-        advice = "Give --dataset_path a local copy, or try --dataset_path example."
-        return FileSource([fetch(PERSONACHAT_URL, advice=advice)])
+        return FileSource([fetch(PERSONACHAT_URL, advice=OTHER_WAYS)])
+    if dataset_path.startswith(HUB_PREFIX):
+        return TableSource(dataset_path)
     path = os.path.expanduser(dataset_path)
     if os.path.isdir(path):
+        if holds_parquet(path):
+            return TableSource(path)
         return FileSource([_file_of_split(Path(path), split) for split in SPLITS])
     parts = [path] if os.path.exists(path) else [part.strip() for part in dataset_path.split(",")]
     if len(parts) > 2 or not all(parts):
@@ -89,14 +140,10 @@ def find_source(dataset_path: str) -> ExampleSource | FileSource:
 
 
 def load_for_evaluation(dataset_path: str) -> tuple[list[Dialog], list[Dialog]]:
-    """Return the dialogs to evaluate on, after those to learn from: of a file without a valid split all, after none."""
-    source = find_source(dataset_path)
-    if isinstance(source, FileSource) and len(source.paths) == 1:
-        splits = read_splits(source.paths[0])
-        train = splits.get("train", []) if "valid" in splits else []
-        valid = splits["valid"] if "valid" in splits else next(iter(splits.values()))
-    else:
-        train, valid = source.load().values()
+    """Return the dialogs to evaluate on, after those to learn from: of data without a valid split all, after none."""
+    splits = find_source(dataset_path).splits()
+    train = splits.get("train", []) if "valid" in splits else []
+    valid = splits["valid"] if "valid" in splits else next(iter(splits.values()))
     if not valid:
         raise UserError(f"--dataset_path {dataset_path}: there are no dialogs to evaluate on; give another file.")
     return train, valid
@@ -158,7 +205,7 @@ def _only_split(path: Path, split: str) -> list[Dialog]:
     return splits[split] if split in splits else next(iter(splits.values()))
 
 
-def _with_held_out(path: Path, splits: dict[str, list[Dialog]]) -> dict[str, list[Dialog]]:
+def _with_held_out(path: str, splits: dict[str, list[Dialog]]) -> dict[str, list[Dialog]]:
     """Return train and valid; of a file that has no valid, 5 % of the dialogs are held out, drawn by seed."""
     if all(name in splits for name in SPLITS):
         return {name: splits[name] for name in SPLITS}
@@ -199,12 +246,17 @@ def _parse_json(text: str, path: Path) -> dict[str, list[Dialog]]:
     known = {name: splits[name] for name in ("", *SPLITS) if name in splits}
     if not known:
         raise UserError(f'{path}: there is neither a "train" nor a "valid" key; see example_entry.py for the format.')
-    for name, dialogs in known.items():
+    _check_splits(known, path)
+    return known
+
+
+def _check_splits(splits: dict[str, Any], path: Path | str) -> None:
+    """Raise UserError, naming the place, where parsed data are not of the schema; fill in missing personalities."""
+    for name, dialogs in splits.items():
         if not isinstance(dialogs, list):
             raise UserError(f'{path}: "{name}" must be a list of dialogs, not {_kind(dialogs)}.')
         for number, dialog in enumerate(dialogs):
             _check_dialog(dialog, f"{path}: {name} dialog {number}" if name else f"{path}: dialog {number}")
-    return known
 
 
 def _check_dialog(dialog: Any, where: str) -> None:

@@ -7,7 +7,8 @@ import argparse
 
 MAX_SEED = 2**63 - 1  # what torch takes
 DATA_HELP = (
-    'file, folder, TRAIN,VALID or URL, JSON or ParlAI text; "" downloads PersonaChat, "example" is the embedded set'
+    "file, folder, TRAIN,VALID, URL or hub:OWNER/NAME; JSON, ParlAI text or parquet; "
+    '"" downloads PersonaChat, "example" is the embedded set'
 )
 
 

@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 use_environment requirements.txt
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # waiting threads leave the cores to other programs
 model=${1:-models/demo}
 data=(--dataset_path example --dataset_cache "$model/cache")
 
@@ -17,7 +18,7 @@ echo "== 1. a vocabulary of the example set and the shape of a tiny GPT-2"
 echo "== 2. training from scratch, about four minutes on two cores"
 "$PYTHON" train.py --model "$model/untrained" --from_scratch "${data[@]}" --output_dir "$model" \
     --num_candidates 4 --max_history 0 --train_batch_size 16 --gradient_accumulation_steps 1 --valid_batch_size 16 \
-    --lr 2e-3 --warmup 200 --n_epochs 3
+    --lr 2e-3 --warmup 200 --n_epochs 3 --align_history
 "$PYTHON" - "$model" <<'PY'
 import json, pathlib, sys
 
