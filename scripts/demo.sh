@@ -9,6 +9,7 @@ source scripts/environment.sh
 use_environment requirements.txt
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # waiting threads leave the cores to other programs
 model=${1:-models/demo}
+export OMP_NUM_THREADS=1 # in a model this small further threads would only wait for each other
 data=(--dataset_path example --dataset_cache "$model/cache")
 
 echo "== 1. a vocabulary of the example set and the shape of a tiny GPT-2"
