@@ -7,7 +7,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 use_environment requirements.txt
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # waiting threads leave the cores to other programs
 model=${1:-models/demo}
 export OMP_NUM_THREADS=1 # in a model this small further threads would only wait for each other
 data=(--dataset_path example --dataset_cache "$model/cache")
