@@ -14,4 +14,5 @@ satisfies "$PYTHON" requirements-parlai.txt ||
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-parlai.txt
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
-"$PYTHON" -m pytest "$@"
+# Two at a time; `-n 0` among the arguments runs them in one process, as debuggers need.
+"$PYTHON" -m pytest -n 2 --dist worksteal "$@"
