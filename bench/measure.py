@@ -1,0 +1,87 @@
+"""Interleaved timing of two or more ways to do the same work, and the memory that each takes.
+
+Speeds of one machine drift (other processes, turbo clocks), so the ways take turns and are compared turn by turn.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+MEGABYTE = 1_000_000
+
+
+class Measurement(NamedTuple):
+    """What one way of doing the work achieved."""
+
+    rates: list[float]  # examples a second, one for each turn
+    peak_mb: float | None  # memory in use at most, beyond what was in use before; None where it cannot be read
+
+    @property
+    def rate(self) -> float:
+        return statistics.median(self.rates)
+
+
+def compare(ways: Mapping[str, Callable[[], int]], repeats: int) -> dict[str, Measurement]:
+    """Time each way `repeats` times, in turns; each returns how many examples it has processed."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    peaks: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, work in ways.items():
+            before = reset_peak_memory()
+            start = time.perf_counter()
+            n_examples = work()
+            synchronize()
+            rates[name].append(n_examples / (time.perf_counter() - start))
+            if before is not None:
+                peaks[name].append((peak_memory() - before) / MEGABYTE)
+    return {name: Measurement(rates[name], max(peaks[name], default=None)) for name in ways}
+
+
+def ratio(ours: Measurement, other: Measurement) -> float:
+    """Return the median over the turns of how many times as fast ours was."""
+    return statistics.median(a / b for a, b in zip(ours.rates, other.rates, strict=True))
+
+
+def synchronize() -> None:
+    """Wait for the GPU, whose work goes on after a call has returned."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def reset_peak_memory() -> int | None:
+    """Start a new peak and return the bytes in use now: of the GPU, else of this process; None where unknown."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _resident_bytes("VmRSS")
+    except OSError:  # not Linux, or not allowed
+        return None
+
+
+def peak_memory() -> int:
+    """Return the most bytes in use since `reset_peak_memory`."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident_bytes("VmHWM")
+
+
+def _resident_bytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 5) -> float:
+    """Return the floating-point operations a second of a large square matrix product, the best of some."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(repeats + 1):  # the first one warms up
+        synchronize()
+        start = time.perf_counter()
+        a @ b
+        synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds[1:])

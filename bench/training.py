@@ -1,0 +1,131 @@
+"""Training: whole updates of the weights, by train.py's own engine and by a plain loop over padded sequences."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench import reference
+from bench.measure import compare, peak_flops, ratio
+from bench.setting import DTYPES, Setting, longest_sequence
+from interruption import Interruption
+from model import DoubleHeadsModel
+from options import training_parser
+from store import Example
+from train import create_trainer, prepare_parts, tree_losses
+from updates import TreeDataset, UpdateSampler, collate_update
+
+N_CANDIDATES = 4
+
+
+def train(setting: Setting) -> list[dict[str, Any]]:
+    """Measure updates of `--examples` examples each."""
+    dataset = setting.dataset("train", N_CANDIDATES)
+    indices = setting.draw(len(dataset), setting.options.examples or 16)
+    examples = [dataset.example(index) for index in indices]
+    length = longest_sequence(dataset)
+    model, theirs = setting.load_ours(), setting.load_reference()
+    difference = setting.check_same(
+        "losses", losses_of_ours(setting, model, dataset, indices), losses_of_reference(setting, theirs, examples)
+    )
+    ways = {"ours": our_updates(setting, model, dataset, indices)}
+    plain = partial(plain_updates, setting, theirs, examples, length)
+    ways["reference"] = plain("fp32")
+    if setting.options.dtype != "fp32":
+        ways[f"reference_{setting.options.dtype}"] = plain(setting.options.dtype)
+    measured = compare(ways, setting.options.repeats)
+    peak = peak_flops(setting.device, DTYPES[setting.options.dtype], size=128 if setting.options.small else 2048)
+    trees = [dataset[index] for index in indices]
+    batches = collate_update(trees, setting.options.batch_size, 0).micro_batches
+    n_slots, n_tokens = sum(batch.input_ids.numel() for batch in batches), sum(len(tree.input_ids) for tree in trees)
+    flops = sum(training_flops(model, len(tree.input_ids), len(tree.lm_rows)) for tree in trees) / len(trees)
+    return [
+        {
+            "name": "train",
+            **{name: round(way.rate, 3) for name, way in measured.items()},
+            "unit": "examples/s",
+            "ratio": round(ratio(measured["ours"], measured["reference"]), 2),
+            **{f"ratio_to_{name}": round(ratio(measured["ours"], way), 2) for name, way in list(measured.items())[2:]},
+            "peak_mb": round(measured["ours"].peak_mb or 0),
+            "reference_peak_mb": round(measured["reference"].peak_mb or 0),
+            "flops_utilisation": round(measured["ours"].rate * flops / peak, 3),
+            "peak_gflops": round(peak / 1e9),
+            "padding": round(1 - n_tokens / n_slots, 3),
+            "examples": len(indices),
+            "difference": difference,
+        }
+    ]
+
+
+def our_updates(setting: Setting, model: DoubleHeadsModel, dataset: TreeDataset, indices: list[int]) -> Callable:
+    """Return a function that makes one update as train.py does, from building the trees on."""
+    n = len(indices)
+    args = training_parser().parse_args([])
+    args.train_batch_size, args.bf16 = setting.options.batch_size, setting.options.dtype == "bf16"
+    parts = prepare_parts(args, model, dataset.tokenizer, 1000, setting.device)
+    trainer = create_trainer(args, parts, UpdateSampler(n, n, args.seed), setting.device, Interruption())
+
+    def work() -> int:
+        trees = [dataset[index] for index in indices]
+        trainer.run([collate_update(trees, args.train_batch_size, dataset.tokenizer.pad_id)], max_epochs=1)
+        return n
+
+    return work
+
+
+def plain_updates(
+    setting: Setting, model: nn.Module, examples: list[Example], length: int, dtype: str
+) -> Callable[[], int]:
+    """Return a function that makes one update from padded sequences, accumulated over batches of examples."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6.25e-5, eps=1e-6, weight_decay=0.0)
+    size = setting.options.batch_size
+
+    def work() -> int:
+        model.train()
+        for start in range(0, len(examples), size):
+            with setting.autocast(dtype):
+                loss = sum(plain_losses(setting, model, examples[start : start + size], length))
+            (loss * size / len(examples)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return len(examples)
+
+    return work
+
+
+def plain_losses(setting: Setting, model: nn.Module, examples: list[Example], length: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the language-model and the candidate loss of a batch."""
+    batch = reference.pad_candidates(examples, setting.tokenizer, length)
+    batch = {name: tensor.to(setting.device) for name, tensor in batch.items()}
+    logits = reference.score_candidates(model, batch)
+    lm_loss, mc_loss = (reference.joint_loss(*logits, batch["labels"], *weights) for weights in ((1, 0), (0, 1)))
+    return lm_loss, mc_loss
+
+
+@torch.no_grad()
+def losses_of_ours(setting: Setting, model: DoubleHeadsModel, dataset: TreeDataset, indices: list[int]) -> list[float]:
+    """Return both losses over the first few examples, without dropout."""
+    model.eval()
+    batch = collate_update([dataset[index] for index in indices[:4]], 4, dataset.tokenizer.pad_id).micro_batches[0]
+    with setting.autocast():
+        token_losses, candidate_losses, _ = tree_losses(model, batch.to(setting.device))
+    return [token_losses.mean().item(), candidate_losses.mean().item()]
+
+
+@torch.no_grad()
+def losses_of_reference(setting: Setting, model: nn.Module, examples: list[Example]) -> list[float]:
+    return [loss.item() for loss in plain_losses(setting, model.eval(), examples[:4])]
+
+
+def training_flops(model: DoubleHeadsModel, n_tokens: int, n_lm_rows: int) -> float:
+    """Return the floating-point operations that a tree's update needs, forward and backward.
+
+    6 per weight of the blocks and token; the attention's two products over all pairs of positions; the head's rows.
+    """
+    config = model.config
+    n_weights = sum(weight.numel() for weight in model.transformer.h.parameters())
+    attention = 12 * config.n_layer * n_tokens**2 * config.n_embd
+    return 6 * n_weights * n_tokens + attention + 6 * n_lm_rows * config.n_embd * config.vocab_size
