@@ -1,0 +1,96 @@
+"""The card of a run folder: readable by the hub's own code, true to the run's files, careful with what is not ours."""
+
+import json
+import logging
+
+import pytest
+from conftest import tiny_config
+from huggingface_hub import ModelCard
+
+import model_card
+from model_card import MARK, write_model_card
+from options import training_parser
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "Apr17_thunder_openai-gpt"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(tiny_config("openai-gpt", 40)))
+    validations = [(0, 0, 0.05, 900.0), (10, 1, 0.70, 21.0), (20, 2, 0.79, 20.5), (30, 3, 0.78, 20.4)]
+    names = ("updates", "epoch", "hits@1", "perplexity")
+    lines = [json.dumps(dict(zip(names, row, strict=True))) for row in validations]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    set_options(folder)
+    return folder
+
+
+def set_options(folder, *options):
+    (folder / "arguments.json").write_text(json.dumps(vars(training_parser().parse_args(options))))
+
+
+def card_of(run, facts=None) -> ModelCard:
+    write_model_card(run, facts)
+    return ModelCard.load(run / "README.md")
+
+
+def test_the_hub_reads_its_metadata(run):
+    data = card_of(run).data
+    assert data.base_model == "openai-community/openai-gpt" and data.language == ["en"]
+    assert data.library_name == "transformers" and data.pipeline_tag == "text-generation"
+    assert {"persona", "openai-gpt"} <= set(data.tags)
+    figures = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert figures == {"hits@1": 0.79, "perplexity": 20.5}
+    assert data.eval_results[0].dataset_name == "PersonaChat"
+
+
+def test_it_tells_data_options_figures_version_and_limits(run):
+    set_options(run, "--lr", "1e-4", "--max_history", "0")
+    text = card_of(run, {"updates": 30, "examples": 480}).text
+    assert "arXiv 1801.07243" in text
+    assert "| **20** | 2 | 0.790 | 20.500 |" in text
+    assert "`lr 0.0001`" in text and "- examples: 480" in text and "local_rank" not in text
+    assert "--model_checkpoint FOLDER --max_history 0" in text
+    assert f"- code: {model_card.code_version()}, torch " in text
+    assert "makes things up" in text
+
+
+def test_the_best_by_perplexity_where_that_was_asked_for(run):
+    set_options(run, "--best_metric", "perplexity")
+    assert card_of(run).data.eval_results[0].metric_value == 0.78
+
+
+def test_data_of_the_hub_and_new_weights(run):
+    set_options(run, "--dataset_path", "hub:owner/dialogs", "--from_scratch", "--model", "models/tiny")
+    card = card_of(run)
+    assert card.data.datasets == ["owner/dialogs"] and card.data.eval_results[0].dataset_type == "owner/dialogs"
+    assert card.data.base_model is None and card.data.language is None
+    assert "new weights trained from scratch" in card.text
+
+
+def test_a_name_with_quotes_and_colons(run):
+    set_options(run, "--dataset_path", 'my "own": data.json')
+    assert card_of(run).data.eval_results[0].dataset_name == 'my "own": data.json'
+
+
+def test_it_is_replaced_as_long_as_it_is_ours(run):
+    write_model_card(run)
+    path = run / "README.md"
+    (run / "metrics.jsonl").write_text(json.dumps({"updates": 1, "epoch": 1, "hits@1": 0.5, "perplexity": 9.0}) + "\n")
+    write_model_card(run)
+    assert "| **1** | 1 | 0.500 | 9.000 |" in path.read_text() and MARK in path.read_text()
+    path.write_text("# Mine\n")
+    write_model_card(run)
+    assert path.read_text() == "# Mine\n" and not list(run.glob("*.tmp"))
+
+
+def test_a_card_that_cannot_be_written_is_a_warning(run, caplog):
+    (run / "metrics.jsonl").write_text("{")
+    with caplog.at_level(logging.WARNING):
+        write_model_card(run)
+    assert "could not be written" in caplog.text and not (run / "README.md").exists()
+
+
+def test_without_version_control(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(model_card, "ROOT", tmp_path)
+    assert "- code: not under version control, torch" in card_of(run).text
