@@ -79,7 +79,8 @@ def model_card(run: Path, facts: dict) -> str:
         MARK,
         f"# {run.resolve().name}",
         "A dialog agent with a persona, trained as in TransferTransfo (Wolf et al., 2019, arXiv 1901.08149): "
-        f"{origin(options)}, with a language-model loss on the gold reply and a loss for picking it out of several candidates.",
+        f"{origin(options)}, with a language-model loss on the gold reply and a loss for picking it out of several "
+        "candidates.",
         USE.format(model_class=model_class, options=chat_options(options)),
         f"## Data\n\n{data_of(options)}",
         f"## Figures\n\n{figures(validations, best)}",
