@@ -3,6 +3,7 @@
     RUN/                            the best checkpoint: weights, config.json, vocabulary, a sample of personas
     RUN/arguments.json              the options
     RUN/metrics.jsonl               every validation, a JSON object a line
+    RUN/README.md                   the model card
     RUN/checkpoints/update-N/       the last checkpoints: the same files, and training_state.pt to go on from
 
 A checkpoint is written aside, forced to disk and renamed, so whenever a run is killed, what is there can be read.

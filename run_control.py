@@ -15,6 +15,7 @@ from checkpoint import Checkpoints, ValidationHistory, what_is_left
 from distributed import is_first_rank
 from errors import UserError
 from interruption import Interruption
+from model_card import write_model_card
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ class RunControl:
         if is_first_rank() and self.update > 0 and self.history.is_best(metrics):
             self.keeper.save_best()
         self.history.append(self.update, engine.state.epoch, metrics, to_file=is_first_rank())
+        if is_first_rank() and self.update > 0:
+            write_model_card(self.keeper.run, self.keeper.facts)
         if self._has_lost_patience:
             logger.info("%d validations without a better %s: stopping", self.args.patience, self.args.best_metric)
             engine.terminate()

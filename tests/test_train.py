@@ -79,6 +79,7 @@ def test_a_run_learns_and_leaves_a_usable_folder(tmp_path, scratch_model, datase
     texts = [value.tensor.string_val[0].decode() for tag, _, value in values if tag.startswith("validation/dialog_0")]
     assert len(texts) == 5 and all(part in texts[0] for part in ("**gold:**", "**chosen of 4:**", "**generated:**"))
     assert list(tmp_path.glob("dataset_cache.bin.*"))
+    assert f"{max(metrics[1:], key=lambda entry: entry['hits@1'])['hits@1']:.3f}" in (run / "README.md").read_text()
     for folder in (run, run / "checkpoints/update-00000012"):  # best and last
         weights = load_model(folder, load_tokenizer(folder)).transformer.tokens_embed.weight
         torch.testing.assert_close(load_reference_model(folder).get_input_embeddings().weight, weights)
