@@ -15,10 +15,10 @@ echo "== 1. a vocabulary of the example set and the shape of a tiny GPT-2"
 "$PYTHON" new_model.py "$model/untrained" --dataset_path example --family gpt2 --vocab_size 1000 \
     --n_layer 2 --n_embd 64 --n_head 4 --n_positions 256 --dropout 0 --initializer_range 0.12
 
-echo "== 2. training from scratch, about four minutes on two cores"
+echo "== 2. training from scratch, about five minutes on two cores"
 "$PYTHON" train.py --model "$model/untrained" --from_scratch "${data[@]}" --output_dir "$model" \
     --num_candidates 4 --max_history 0 --train_batch_size 16 --gradient_accumulation_steps 1 --valid_batch_size 16 \
-    --lr 2e-3 --warmup 200 --n_epochs 3 --align_history
+    --lr 2e-3 --warmup 200 --n_epochs 4 --align_history
 "$PYTHON" - "$model" <<'PY'
 import json, pathlib, sys
 
