@@ -137,7 +137,7 @@ FACTS = {
 }
 
 GREETING = SmallTalk(
-    user_lines=("hi !", "hello .", "hey there !", "hi there !", "hello , how are you ?", "hey ! how is it going ?"),
+    user_lines=("hi there !", "hello , how are you ?", "hey ! how is it going ?"),
     replies=("hello ! i am fine , thank you .", "hi ! i am doing well .", "hey ! it is good to meet you ."),
 )
 PRAISE = SmallTalk(
