@@ -22,4 +22,6 @@ COPY --chown=convai scripts/download_released_model.py scripts/
 RUN if [ "$PRETRAINED" != 0 ]; then python3 scripts/download_released_model.py models; fi
 
 COPY --chown=convai . .
+# ParlAI would download its tasks beside its code, where this user cannot write.
+ENV PARLAI_DATAPATH=/home/convai/parlai
 CMD ["bash"]
