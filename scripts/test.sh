@@ -15,4 +15,4 @@ satisfies "$PYTHON" requirements-parlai.txt ||
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 # Two at a time; `-n 0` among the arguments runs them in one process, as debuggers need.
-"$PYTHON" -m pytest -n 2 --dist worksteal "$@"
+"$PYTHON" -m pytest -n 2 --dist loadscope "$@"

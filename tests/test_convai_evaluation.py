@@ -1,5 +1,6 @@
 """Evaluation through ParlAI, the real one: its metrics against ours, its commands with our agent."""
 
+import json
 import os
 import random
 import re
@@ -385,12 +386,11 @@ class TestCommands:
         model = ["-m", "convai_evaluation:TransformerAgent", "--model-checkpoint", checkpoint, "--no-sample"]
         return self.run("-m", "parlai", command, *model, *arguments, **options)
 
-    def test_eval_model(self, gpt2_agent, checkpoint, dialogs_file):
+    def test_eval_model(self, gpt2_agent, checkpoint, dialogs_file, tmp_path):
         data = ["-t", "fromfile:fbformat", "--fromfile-datapath", dialogs_file]
-        out = self.parlai("eval_model", checkpoint, *data, "--eval-type", "hits@1", "ppl", "f1", "-bs", "4")
-        report = dict(re.findall(r'"([\w@-]+)": ([\d.e-]+)', out.splitlines()[-1]))
-        if not report:  # a table, where pandas is installed
-            report = dict(zip(*(line.split() for line in out.splitlines()[-2:]), strict=True))
+        metrics = ["--eval-type", "hits@1", "ppl", "f1", "--report-filename", tmp_path / "report"]
+        self.parlai("eval_model", checkpoint, *data, *metrics, "-bs", "4")
+        report = json.loads((tmp_path / "report").read_text())["report"]
         ours = figures_of(by_ourselves(dialogs_file), gpt2_agent)
         for name in ("hits@1", "hits@5", "f1", "ppl", "ppl_all_pieces", "token_ppl"):
             assert float(report[name]) == pytest.approx(ours[name], rel=2e-3), name

@@ -40,9 +40,10 @@ from decoding import DecodingSettings
 from errors import UserError
 from formats import load_for_evaluation, read_splits
 from model import save_model
+from options import training_parser
 from store import DialogSplit, build_arrays
 from tokenization import load_tokenizer, train_vocabulary
-from train import create_evaluator
+from train import create_evaluator, prepare_parts
 from updates import TreeDataset, length_sorted_batches
 from utils import collate_trees
 
@@ -342,7 +343,8 @@ def test_drawn_distractors_give_the_hits_and_perplexity_of_training_s_validation
     dataset = TreeDataset(split, tokenizer, max_history=2, max_positions=128)
     batches = length_sorted_batches(dataset, 4)
     loader = [collate_trees([dataset[i] for i in batch], tokenizer.pad_id) for batch in batches]
-    metrics = create_evaluator(agent.model, torch.device("cpu")).run(loader).metrics
+    parts = prepare_parts(training_parser().parse_args([]), agent.model, tokenizer, 1, "cpu")
+    metrics = create_evaluator(parts, torch.device("cpu")).run(loader).metrics
     assert results["hits@1"].figures["hits@1"] == pytest.approx(metrics["hits@1"])
     assert results["hits@1"].figures["hits@1"] < 1  # so there were distractors
     assert results["ppl"].figures["token_ppl"] == pytest.approx(metrics["perplexity"], rel=1e-4)

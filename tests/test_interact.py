@@ -256,9 +256,11 @@ def test_personality_from_sentences_and_from_a_file(chat, tmp_path):
     assert chat("/persona\n", "--no_personality")[0] == "The agent has no persona.\n"
 
 
-def test_personas_stored_with_the_checkpoint(chat, checkpoint):
-    (checkpoint / "personas.json").write_text(json.dumps([["i am the only one."], []]))
-    output = chat("/persona\n/persona new\n")[0]
+def test_personas_stored_with_the_checkpoint(chat, checkpoint, tmp_path):
+    for path in checkpoint.iterdir():
+        os.link(path, tmp_path / path.name)
+    (tmp_path / "personas.json").write_text(json.dumps([["i am the only one."], []]))
+    output = chat("/persona\n/persona new\n", model=tmp_path)[0]
     assert personas_shown(output) == ["i am the only one."] * 2
 
 
