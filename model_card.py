@@ -42,8 +42,8 @@ LIMITS = """\
 
 - It makes things up. What the persona does not say is invented, and may contradict what was said before.
 - It knows only the last turns of the dialog, and nothing of the world but what pre-training and dialogs left in it.
-- PersonaChat's dialogs were written by crowd workers who played the persons: short small talk in English, eager to
-  tell of oneself and to ask. A model trained on them talks like that.
+- It talks like its training dialogs. PersonaChat's were written by crowd workers who played the persons: short small
+  talk in English, eager to tell of oneself and to ask.
 - Nothing filters its replies. It repeats the prejudices of its training text and can be led to offensive ones: not fit
   for advice, nor for use by people who do not know that they talk to a machine."""
 
