@@ -68,7 +68,7 @@ FINAL_LINES = {"hits@1": "FINAL Hits@1: {:.3f}", "ppl": "FINAL PPL: {:.2f}", "f1
 PUBLISHED = {  # hits@1 in per cent, word perplexity, F1 in per cent
     "published recipe": ("> 79", "20.5", "16.5"),
     "released model": ("71.5", "-", "-"),
-    "released model, users' runs": ("75.0-76.1", "20.7", "16.59"),
+    "published recipe, one GPU": ("75.0-76.1", "20.7", "16.59"),
     "competition entry, validation": ("82.1", "17.51", "19.09"),
     "best found anywhere": ("90.3", "-", "21.99"),
 }
