@@ -18,7 +18,7 @@ echo "== 1. a vocabulary of the example set and the shape of a tiny GPT-2"
 echo "== 2. training from scratch, about five minutes on two cores"
 "$PYTHON" train.py --model "$model/untrained" --from_scratch "${data[@]}" --output_dir "$model" \
     --num_candidates 4 --max_history 0 --train_batch_size 16 --gradient_accumulation_steps 1 --valid_batch_size 16 \
-    --lr 2e-3 --warmup 200 --n_epochs 4 --align_history
+    --lr 2e-3 --warmup 200 --n_epochs 3 --align_history
 "$PYTHON" - "$model" <<'PY'
 import json, pathlib, sys
 
