@@ -138,7 +138,7 @@ class DialogAgent:
         # Candidates of equal tokens share a branch, and so their score to the last bit.
         branches = [list(dict.fromkeys(candidates)) for candidates in encoded]
         trees = [self._tree(context, own) for (context, _), own in zip(questions, branches, strict=True)]
-        batch = collate_trees(trees, self.tokenizer.pad_id).to(self.device)
+        batch = collate_trees(trees).to(self.device)
         nothing = batch.lm_rows[:0]
         rows = self.model(**batch.model_inputs() | {"lm_rows": nothing}).mc_logits.tolist()
         score_of = [dict(zip(own, row[-len(own) :], strict=True)) for own, row in zip(branches, rows, strict=True)]
@@ -151,7 +151,7 @@ class DialogAgent:
         One pass computes them all. A reply too long for the model loses its end, and these rows with it.
         """
         trees = [self._tree(context, [reply]) for context, reply in questions]
-        batch = collate_trees(trees, self.tokenizer.pad_id).to(self.device)
+        batch = collate_trees(trees).to(self.device)
         logits = self.model(**batch.model_inputs()).lm_logits
         return list(logits.split([len(tree.lm_rows) for tree in trees]))
 

@@ -24,8 +24,9 @@ from transformers.generation import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from model import DoubleHeadsModel, tree_mask
+from model import DoubleHeadsModel
 from tokenization import UNKNOWN_TOKEN, DialogTokenizer
+from transformer import tree_mask
 
 RANGES = {
     "max_length": (1, 10_000),
@@ -138,11 +139,8 @@ class Generator(PreTrainedModel, GenerationMixin):
             attention_mask = input_ids.new_ones(len(input_ids), n_past + input_ids.shape[1])
         # Real positions are one context, and padding, which sees only itself, is -1.
         mask = tree_mask(attention_mask - 1, input_ids.shape[1])
-        last_rows = torch.arange(1, len(input_ids) + 1, device=input_ids.device) * input_ids.shape[1] - 1
-        hidden = self.model.transformer(
-            input_ids, token_type_ids, position_ids, mask, rows=last_rows, cache=past_key_values
-        )
-        return CausalLMOutputWithPast(logits=self.model.lm_head(hidden)[:, None], past_key_values=past_key_values)
+        logits = self.model.next_token_logits(input_ids, token_type_ids, position_ids, mask, past_key_values)
+        return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=past_key_values)
 
 
 class _NoRepeatNGramInReply(NoRepeatNGramLogitsProcessor):

@@ -179,7 +179,7 @@ def describe_example(model: DoubleHeadsModel, valid: TreeDataset, index: int) ->
     from decoding import DecodingSettings, generate_replies
 
     tokenizer, example = valid.tokenizer, valid.example(index)
-    batch = collate_trees([valid[index]], tokenizer.pad_id).to(model.device)
+    batch = collate_trees([valid[index]]).to(model.device)
     chosen = model.eval()(**batch.model_inputs()).mc_logits.argmax().item()
     settings = DecodingSettings(no_sample=True)
     limits = valid.max_positions, valid.history_start

@@ -37,7 +37,8 @@ import resume
 from checkpoint import Checkpoints, TrainingParts, create_run_folder
 from distributed import from_first_rank, is_first_rank, process_group, sum_over_ranks
 from interruption import Interruption
-from model import DoubleHeadsModel, ModelConfig, load_model
+from model import DoubleHeadsModel, load_model
+from model_config import ModelConfig
 from monitoring import attach_progress, attach_tensorboard, set_up_logging
 from precision import Precision
 from pretrained import locate_checkpoint
@@ -136,12 +137,12 @@ def prepare_loaders(
     train_loader = make_loader(
         train,
         batch_sampler=UpdateSampler(len(train), update_size(args), args.seed, **ranks),
-        collate_fn=partial(collate_update, micro_batch_size=args.train_batch_size, pad_id=tokenizer.pad_id),
+        collate_fn=partial(collate_update, micro_batch_size=args.train_batch_size),
     )
     valid_loader = make_loader(
         valid,
         batch_sampler=length_sorted_batches(valid, args.valid_batch_size, **ranks),
-        collate_fn=partial(collate_trees, pad_id=tokenizer.pad_id),
+        collate_fn=collate_trees,
     )
     return train_loader, valid_loader
 

@@ -103,11 +103,11 @@ class Update(NamedTuple):
     n_targets: int  # gold target tokens of all micro-batches: what the language-model loss is averaged over
 
 
-def collate_update(trees: Sequence[CandidateTree], micro_batch_size: int, pad_id: int) -> Update:
+def collate_update(trees: Sequence[CandidateTree], micro_batch_size: int) -> Update:
     """Split an update's trees into micro-batches of similar length, longest first (memory shows its peak early)."""
     trees = sorted(trees, key=lambda tree: -len(tree.input_ids))
     starts = range(0, len(trees), micro_batch_size)
-    micro_batches = [collate_trees(trees[start : start + micro_batch_size], pad_id) for start in starts]
+    micro_batches = [collate_trees(trees[start : start + micro_batch_size]) for start in starts]
     return Update(micro_batches, len(trees), sum(batch.n_targets for batch in micro_batches))
 
 

@@ -9,7 +9,6 @@ from bench import reference
 from bench.measure import Measurement, compare, ratio
 from bench.setting import MAX_HISTORY, Setting, longest_sequence
 from convai_metrics import SMOOTHING, WordPerplexity, count_words, dictionary_texts, split_words
-from updates import TreeDataset
 from utils import collate_trees
 
 EVALUATION_BATCH = 16
@@ -23,7 +22,6 @@ def hits(setting: Setting) -> list[dict[str, Any]]:
     examples = [dataset.example(index) for index in indices[:n_theirs]]
     length = longest_sequence(dataset)
     model, theirs = setting.load_ours(), setting.load_reference()
-    pad_id = setting.tokenizer.pad_id
 
     @torch.inference_mode()
     def ours(chosen: list[int]) -> dict[int, list[float]]:
@@ -31,7 +29,7 @@ def hits(setting: Setting) -> list[dict[str, Any]]:
         scores = {}
         for start in range(0, len(order), EVALUATION_BATCH):
             part = order[start : start + EVALUATION_BATCH]
-            batch = collate_trees([dataset[index] for index in part], pad_id).to(setting.device)
+            batch = collate_trees([dataset[index] for index in part]).to(setting.device)
             with setting.autocast():
                 rows = model(**batch.model_inputs() | {"lm_rows": batch.lm_rows[:0]}).mc_logits.float()
             scores |= dict(zip(part, rows.tolist(), strict=True))
@@ -55,7 +53,7 @@ def hits(setting: Setting) -> list[dict[str, Any]]:
     )
     ways = {"ours": lambda: len(ours(indices)), "reference": lambda: len(plainly(examples))}
     measured = compare(ways, setting.options.repeats)
-    return [{"name": "hits", **summary(measured), "padding": padding_of(dataset, indices), "examples": len(indices),
+    return [{"name": "hits", **summary(measured), "examples": len(indices),
              "reference_examples": n_theirs, "difference": difference}]  # fmt: skip
 
 
@@ -137,10 +135,3 @@ def summary(measured: dict[str, Measurement]) -> dict[str, Any]:
         "peak_mb": round(measured["ours"].peak_mb or 0),
         "reference_peak_mb": round(measured["reference"].peak_mb or 0),
     }
-
-
-def padding_of(dataset: TreeDataset, indices: list[int]) -> float:
-    """Return the share of the slots of length-sorted batches that is padding."""
-    lengths = sorted((len(dataset[index].input_ids) for index in indices), reverse=True)
-    batches = [lengths[start : start + EVALUATION_BATCH] for start in range(0, len(lengths), EVALUATION_BATCH)]
-    return round(1 - sum(lengths) / sum(len(batch) * batch[0] for batch in batches), 3)

@@ -16,6 +16,7 @@ from options import training_parser
 from store import Example
 from train import create_trainer, prepare_parts, tree_losses
 from updates import TreeDataset, UpdateSampler, collate_update
+from utils import CandidateTree
 
 N_CANDIDATES = 4
 
@@ -38,8 +39,6 @@ def train(setting: Setting) -> list[dict[str, Any]]:
     measured = compare(ways, setting.options.repeats)
     peak = peak_flops(setting.device, DTYPES[setting.options.dtype], size=128 if setting.options.small else 2048)
     trees = [dataset[index] for index in indices]
-    batches = collate_update(trees, setting.options.batch_size, 0).micro_batches
-    n_slots, n_tokens = sum(batch.input_ids.numel() for batch in batches), sum(len(tree.input_ids) for tree in trees)
     flops = sum(training_flops(model, len(tree.input_ids), len(tree.lm_rows)) for tree in trees) / len(trees)
     return [
         {
@@ -52,7 +51,7 @@ def train(setting: Setting) -> list[dict[str, Any]]:
             "reference_peak_mb": round(measured["reference"].peak_mb or 0),
             "flops_utilisation": round(measured["ours"].rate * flops / peak, 3),
             "peak_gflops": round(peak / 1e9),
-            "padding": round(1 - n_tokens / n_slots, 3),
+            "padding_flops": round(padding_flops(model, trees, setting.options.batch_size) / (flops * len(trees)), 4),
             "examples": len(indices),
             "difference": difference,
         }
@@ -69,7 +68,7 @@ def our_updates(setting: Setting, model: DoubleHeadsModel, dataset: TreeDataset,
 
     def work() -> int:
         trees = [dataset[index] for index in indices]
-        trainer.run([collate_update(trees, args.train_batch_size, dataset.tokenizer.pad_id)], max_epochs=1)
+        trainer.run([collate_update(trees, args.train_batch_size)], max_epochs=1)
         return n
 
     return work
@@ -109,7 +108,7 @@ def plain_losses(setting: Setting, model: nn.Module, examples: list[Example], le
 def losses_of_ours(setting: Setting, model: DoubleHeadsModel, dataset: TreeDataset, indices: list[int]) -> list[float]:
     """Return both losses over the first few examples, without dropout."""
     model.eval()
-    batch = collate_update([dataset[index] for index in indices[:4]], 4, dataset.tokenizer.pad_id).micro_batches[0]
+    batch = collate_update([dataset[index] for index in indices[:4]], 4).micro_batches[0]
     with setting.autocast():
         token_losses, candidate_losses, _ = tree_losses(model, batch.to(setting.device))
     return [token_losses.mean().item(), candidate_losses.mean().item()]
@@ -125,7 +124,18 @@ def training_flops(model: DoubleHeadsModel, n_tokens: int, n_lm_rows: int) -> fl
 
     6 per weight of the blocks and token; the attention's two products over all pairs of positions; the head's rows.
     """
-    config = model.config
     n_weights = sum(weight.numel() for weight in model.transformer.h.parameters())
-    attention = 12 * config.n_layer * n_tokens**2 * config.n_embd
-    return 6 * n_weights * n_tokens + attention + 6 * n_lm_rows * config.n_embd * config.vocab_size
+    head = 6 * n_lm_rows * model.config.n_embd * model.config.vocab_size
+    return 6 * n_weights * n_tokens + attention_flops(model, n_tokens) + head
+
+
+def attention_flops(model: DoubleHeadsModel, length: int) -> float:
+    """Return the operations, forward and backward, of attention's two products over a sequence."""
+    return 12 * model.config.n_layer * length**2 * model.config.n_embd
+
+
+def padding_flops(model: DoubleHeadsModel, trees: list[CandidateTree], batch_size: int) -> float:
+    """Return the operations that an update spends on padding: in attention only."""
+    grids = [batch.branch_ids.shape for batch in collate_update(trees, batch_size).micro_batches]
+    computed = sum(n_rows * attention_flops(model, length) for n_rows, length in grids)
+    return computed - sum(attention_flops(model, len(tree.input_ids)) for tree in trees)

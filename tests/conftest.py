@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import DoubleHeadsModel, ModelConfig, save_model
+from model import DoubleHeadsModel, save_model
+from model_config import ModelConfig
 from tokenization import DialogTokenizer, train_vocabulary
 
 torch.set_num_threads(1)  # on models this tiny, threads only wait for each other

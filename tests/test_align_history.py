@@ -12,7 +12,8 @@ from agent import Context, DialogAgent
 from bench.reference import load_reference_model
 from decoding import DecodingSettings
 from errors import UserError
-from model import ModelConfig, load_model, save_model
+from model import load_model, save_model
+from model_config import ModelConfig
 from tokenization import load_tokenizer
 from utils import build_candidate_tree, build_input_from_segments, build_prompt, fit_segments
 

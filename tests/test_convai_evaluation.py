@@ -94,7 +94,7 @@ def train_briefly(model, tokenizer, path) -> None:
         for d in dialogs
         for u in d["utterances"]
     ]
-    batch = collate_trees([build_candidate_tree(*e, tokenizer, 128) for e in examples], tokenizer.pad_id)
+    batch = collate_trees([build_candidate_tree(*e, tokenizer, 128) for e in examples])
     torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(model.parameters()) / 3, model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     gold = torch.full((len(examples),), batch.mc_rows.shape[1] - 1)

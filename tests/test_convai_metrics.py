@@ -342,7 +342,7 @@ def test_drawn_distractors_give_the_hits_and_perplexity_of_training_s_validation
     split = DialogSplit(build_arrays({"valid": read_splits(lone_file)[""]}, tokenizer), "valid")
     dataset = TreeDataset(split, tokenizer, max_history=2, max_positions=128)
     batches = length_sorted_batches(dataset, 4)
-    loader = [collate_trees([dataset[i] for i in batch], tokenizer.pad_id) for batch in batches]
+    loader = [collate_trees([dataset[i] for i in batch]) for batch in batches]
     parts = prepare_parts(training_parser().parse_args([]), agent.model, tokenizer, 1, "cpu")
     metrics = create_evaluator(parts, torch.device("cpu")).run(loader).metrics
     assert results["hits@1"].figures["hits@1"] == pytest.approx(metrics["hits@1"])

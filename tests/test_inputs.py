@@ -134,8 +134,10 @@ def test_position_limit_applies_to_the_longest_candidate_not_to_the_tree():
 def test_collating_by_hand():
     long = build_candidate_tree([[10]], [[20]], [[30], [31]], TOKENIZER, 64)  # 9 tokens, 2 candidates
     short = build_candidate_tree([], [], [[32]], TOKENIZER, 3 + 1)  # 0 2 32 1
-    batch = collate_trees([long, short], pad_id=4)
-    assert batch.input_ids.tolist() == [[0, 10, 3, 20, 2, 30, 1, 31, 1], [0, 2, 32, 1, 4, 4, 4, 4, 4]]
+    batch = collate_trees([long, short])
+    assert batch.input_ids.tolist() == [0, 10, 3, 20, 2, 30, 1, 31, 1, 0, 2, 32, 1]
+    assert batch.slots.tolist() == [*range(9), 9, 10, 11, 12]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 6, 0, 1, 2, 3]
     assert batch.branch_ids[1].tolist() == [0, 0, 1, 1, -1, -1, -1, -1, -1]
     assert batch.mc_rows.tolist() == [[6, 8], [-1, 9 + 3]]  # the gold stays in the last column
     assert batch.lm_rows.tolist() == [4, 7, 9 + 1, 9 + 2]
@@ -148,4 +150,4 @@ def test_the_model_takes_inputs_up_to_its_last_position(tokenizer):
     words = [tokenizer.encode("yes , i have two cats and they don't like each other .")] * 3
     tree = build_candidate_tree(words, words, words, tokenizer, 16)
     assert tree.was_cut and max(tree.position_ids) == 15
-    model(**collate_trees([tree], tokenizer.pad_id).model_inputs())
+    model(**collate_trees([tree]).model_inputs())

@@ -10,9 +10,10 @@ from conftest import TEXTS, tiny_config, tiny_model
 
 from bench import reference
 from errors import UserError
-from model import load_model, save_model, tree_mask
+from model import load_model, save_model
 from store import Example
 from tokenization import load_tokenizer
+from transformer import tree_mask
 from utils import build_candidate_tree, collate_trees
 
 
@@ -28,7 +29,7 @@ def examples(tokenizer) -> list[Example]:
 
 
 def batch_of(examples, tokenizer, max_positions=128):
-    return collate_trees([build_candidate_tree(*e, tokenizer, max_positions) for e in examples], tokenizer.pad_id)
+    return collate_trees([build_candidate_tree(*e, tokenizer, max_positions) for e in examples])
 
 
 def gold_rows(lm_logits, labels):

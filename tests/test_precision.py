@@ -29,7 +29,7 @@ def tokenizer():
 def update(tokenizer):
     arrays = build_arrays({name: make_dialogs(8) for name in SPLITS}, tokenizer)
     dataset = TreeDataset(DialogSplit(arrays, "train"), tokenizer, max_history=2, max_positions=128)
-    return collate_update([dataset[i] for i in range(16)], micro_batch_size=8, pad_id=tokenizer.pad_id)
+    return collate_update([dataset[i] for i in range(16)], micro_batch_size=8)
 
 
 def parts_for(tokenizer, *options, device="cpu", std=0.05):

@@ -56,9 +56,9 @@ def test_training_keeps_the_last_candidates_and_validation_all(dataset, tokenize
 
 
 def test_micro_batches_hold_all_examples_sorted_by_length(dataset, tokenizer):
-    update = collate_update([dataset[i] for i in range(7)], micro_batch_size=3, pad_id=tokenizer.pad_id)
+    update = collate_update([dataset[i] for i in range(7)], micro_batch_size=3)
     assert [batch.n_examples for batch in update.micro_batches] == [3, 3, 1]
-    lengths = [batch.input_ids.shape[1] for batch in update.micro_batches]
+    lengths = [batch.branch_ids.shape[1] for batch in update.micro_batches]
     assert lengths == sorted(lengths, reverse=True)
     assert update.n_examples == 7
     assert update.n_targets == sum(len(dataset[i].lm_targets) for i in range(7))
@@ -76,7 +76,7 @@ def run_updates(model, dataset, micro_batch_size: int, n_updates: int = 3) -> tu
     # Biases that no loss depends on (of keys, of scores) have rounding noise for gradients: do not let Adam scale it.
     parts.optimizer.param_groups[0]["eps"] = 1e-2
     trainer = make_trainer(args, parts)
-    update = partial(collate_update, micro_batch_size=micro_batch_size, pad_id=dataset.tokenizer.pad_id)
+    update = partial(collate_update, micro_batch_size=micro_batch_size)
     trees = [dataset[i] for i in range(20)]
     outputs = [trainer._process_function(trainer, update(trees[start : start + 8])) for start in (0, 8, 16)]
     return outputs, model.state_dict()
@@ -104,7 +104,7 @@ def test_gradients_are_clipped_once_over_the_whole_update(tokenizer, dataset):
         lambda *_: seen.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
     )
     trainer = make_trainer(args, parts)
-    output = trainer._process_function(trainer, collate_update([dataset[i] for i in range(8)], 2, tokenizer.pad_id))
+    output = trainer._process_function(trainer, collate_update([dataset[i] for i in range(8)], 2))
     assert output["grad_norm"] > 0.5
     assert seen == [pytest.approx(0.5, rel=1e-4)]  # one step, and its gradient has exactly that norm
 
@@ -133,13 +133,13 @@ def test_validation_figures_by_plain_arithmetic(tokenizer, dataset):
     model = tiny_model(tokenizer, seed=1)
     hits, losses = [], []
     for tree in every:
-        output = model(**collate_trees([tree], tokenizer.pad_id).model_inputs())
+        output = model(**collate_trees([tree]).model_inputs())
         hits.append(float(output.mc_logits.argmax() == len(tree.mc_rows) - 1))
         losses += (-output.lm_logits.log_softmax(-1)[range(len(tree.lm_targets)), tree.lm_targets]).tolist()
     for batch_size in (1, 3, 20):
         batches = length_sorted_batches(every, batch_size)
         assert sorted(itertools.chain(*batches)) == list(range(20))
-        loader = [collate_trees([every[i] for i in batch], tokenizer.pad_id) for batch in batches]
+        loader = [collate_trees([every[i] for i in batch]) for batch in batches]
         metrics = make_evaluator(model, tokenizer).run(loader).metrics
         assert metrics["hits@1"] == pytest.approx(sum(hits) / 20)
         assert metrics["perplexity"] == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-5)
@@ -149,5 +149,5 @@ def test_validation_figures_by_plain_arithmetic(tokenizer, dataset):
 def test_equal_scores_do_not_count_as_hits(tokenizer, dataset):
     model = tiny_model(tokenizer)
     model.multiple_choice_head.summary.weight.data.zero_()
-    metrics = make_evaluator(model, tokenizer).run([collate_trees([dataset[0], dataset[1]], tokenizer.pad_id)]).metrics
+    metrics = make_evaluator(model, tokenizer).run([collate_trees([dataset[0], dataset[1]])]).metrics
     assert metrics["hits@1"] == 0.0

@@ -1,0 +1,195 @@
+"""The transformer that GPT and GPT-2 share, on packed tokens under any mask.
+
+The tokens of a batch's sequences stand one after the other; each has a slot in the padded grid that
+attention needs, and all else is computed for tokens only. Names of modules are those of the published checkpoints.
+
+Shapes: B sequences, T positions of the longest, P tokens of all, D width, V vocabulary, K positions that can be seen.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model_config import ModelConfig
+
+_ACTIVATIONS = {
+    "gelu": nn.GELU(),
+    "gelu_new": nn.GELU(approximate="tanh"),
+    "gelu_pytorch_tanh": nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU(),
+    "silu": nn.SiLU(),
+    "swish": nn.SiLU(),
+}
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight is stored as (inputs, outputs), the published checkpoints' layout."""
+
+    def __init__(self, n_inputs: int, n_outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_inputs, n_outputs))
+        self.bias = nn.Parameter(torch.zeros(n_outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.t(), self.bias)
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose random bits cost less on CPUs: 16 of them for each element, out of torch's own generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p in (0, 1) or x.device.type != "cpu":
+            return super().forward(x)
+        n_dropped = round(self.p * 2**16)  # of 2 ** 16 equally likely values: 0.1 becomes 0.10001
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        is_kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= n_dropped - 2**15
+        return x * is_kept * (2**16 / (2**16 - n_dropped))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: Dropout) -> Tensor:
+    """Return scaled-dot-product attention (B, heads, T, D / heads) under mask (B, 1, T, K), True for what is seen."""
+    if not dropout.training or dropout.p == 0 or query.device.type != "cpu":
+        p = dropout.p if dropout.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=p)
+    # With dropout torch computes it like this on CPUs, too, but with the slower random bits.
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+    return dropout(scores.masked_fill(~mask, -math.inf).softmax(-1)) @ value
+
+
+class Attention(nn.Module):
+    """Multi-head scaled-dot-product attention; `forward` stops before the output projection (see Block)."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.n_head = config.n_head
+        self.dropout = Dropout(config.attn_pdrop)
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, slots: Tensor, mask: Tensor, cache=None) -> Tensor:
+        """Return the heads' results (B * T, D) for x (P, D), whose rows stand at `slots` (P,) of the grid (B * T).
+
+        mask (B, 1, T, K) is True for what a row sees. K is T, or T and what `cache` (see Transformer) holds already.
+        """
+        batch, _, length, _ = mask.shape
+        width = x.shape[1]
+        qkv = self.c_attn(x)
+        if len(x) < batch * length:
+            qkv = qkv.new_zeros(batch * length, 3 * width).index_copy(0, slots, qkv)
+        qkv = qkv.view(batch, length, 3, self.n_head, width // self.n_head)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer)
+        heads = attend(query, key, value, mask, self.dropout)
+        return heads.transpose(1, 2).reshape(batch * length, width)
+
+
+class MLP(nn.Module):
+    """The position-wise feed-forward layer, four times as wide inside."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.c_fc = Conv1D(config.n_embd, 4 * config.n_embd)
+        self.act = _ACTIVATIONS[config.activation]
+        self.c_proj = Conv1D(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.act(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    """One transformer layer: GPT normalises after each residual sum, GPT-2 before each sub-layer."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.norm_first = config.family == "gpt2"
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+        self.dropout = Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor, slots: Tensor, mask: Tensor, rows: Tensor | None = None, cache=None) -> Tensor:
+        """Map x (P, D) to (P, D), or, given `rows` (R,) into P, to just those (R, D). The rest as in Attention."""
+        attended = self.attn(self.ln_1(x) if self.norm_first else x, slots, mask, cache)
+        if rows is not None:  # beyond attention every row stands alone: skip those nobody reads
+            x, slots = x.index_select(0, rows), slots.index_select(0, rows)
+        x = x + self.dropout(self.attn.c_proj(attended.index_select(0, slots)))
+        if self.norm_first:
+            return x + self.dropout(self.mlp(self.ln_2(x)))
+        x = self.ln_1(x)
+        return self.ln_2(x + self.dropout(self.mlp(x)))
+
+
+class _EmbedTokens(torch.autograd.Function):
+    """The sum of two look-ups, and the weight itself for the head: all uses in one place, so one gradient."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, input_ids: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(torch.cat([input_ids, token_type_ids]))
+        return F.embedding(input_ids, weight) + F.embedding(token_type_ids, weight), weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, x_grad: Tensor, weight_grad: Tensor) -> tuple[Tensor, None, None]:
+        (ids,) = ctx.saved_tensors
+        return weight_grad.index_put_((ids,), torch.cat([x_grad, x_grad]), accumulate=True), None, None
+
+
+def embed_tokens(weight: Tensor, input_ids: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum (P, D) of the embeddings of two sorts of ids (P,), and the weight (V, D) for a head tied to it.
+
+    The gradients of the look-ups are added to that of the head in place. Left to itself autograd makes a matrix (V, D)
+    of zeros for each look-up and adds it, which was a tenth of a training step on a CPU.
+    """
+    return _EmbedTokens.apply(weight, input_ids, token_type_ids)
+
+
+class Transformer(nn.Module):
+    """The stack of blocks, behind the position embedding."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.tokens_embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.positions_embed = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        if config.family == "gpt2":
+            self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False  # in training keep each block's input only, and compute the rest again
+
+    def forward(
+        self, x: Tensor, position_ids: Tensor, slots: Tensor, mask: Tensor, rows: Tensor | None = None, cache=None
+    ) -> Tensor:
+        """Return the hidden states (P, D) of embedded tokens x (P, D), each of which sees what the mask says.
+
+        `slots` (P,) points into the flattened B * T positions of mask (B, 1, T, K). Only (R, D) come out where `rows`
+        (R,) into P are given. `cache` holds the keys and values of earlier positions and takes in those of these: an
+        object whose `update(key, value, layer)` returns all so far, such as transformers' DynamicCache.
+        """
+        x = self.drop(x + self.positions_embed(position_ids))
+        for block in self.h:
+            rows_of_block = rows if block is self.h[-1] else None
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, slots, mask, rows_of_block, use_reentrant=False)
+            else:
+                x = block(x, slots, mask, rows_of_block, cache)
+        return self.ln_f(x) if hasattr(self, "ln_f") else x
+
+
+def tree_mask(branch_ids: Tensor, n_queries: int | None = None) -> Tensor:
+    """Return who sees whom, (B, 1, Q, T) bool, for branch_ids (B, T): 0 context, k the k-th candidate, -1 padding.
+
+    The rows are the last `n_queries` positions, by default all: with a cache, those before need no computing. A row
+    sees itself and what stands before it that is context or of its own branch. Padding sees padding: a row that sees
+    nothing would be NaN.
+    """
+    length = branch_ids.shape[1]
+    n_queries = length if n_queries is None else n_queries
+    causal = torch.ones(length, length, dtype=torch.bool, device=branch_ids.device).tril()[length - n_queries :]
+    rows, columns = branch_ids[:, length - n_queries :, None], branch_ids[:, None, :]
+    visible = (rows == columns) | ((columns == 0) & (rows > 0))
+    return (visible & causal)[:, None]
