@@ -1,34 +1,46 @@
 """Data: from JSON to token ids and to a store on disk, each utterance once, against every string one by one."""
 
+import gc
+import json
+import multiprocessing
+import random
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from bench import reference
-from bench.measure import compare
+from bench.enlarge import PERSONACHAT_DIALOGS, enlarged
+from bench.measure import MEGABYTE, anonymous_memory, compare, peak_memory, reset_peak_memory
 from bench.scoring import summary
-from bench.setting import Disagreement, Setting
-from formats import find_source
-from store import build_arrays, read_store, write_store
+from bench.setting import MAX_HISTORY, Disagreement, Setting
+from formats import Dialog, find_source
+from store import build_arrays, read_store
 from tokenization import load_tokenizer
+from updates import TreeDataset
+from utils import get_dataset
 
 N_REOPENINGS = 5
+N_LOADED = 2_000  # examples that the loader's memory is watched over
 
 
 def data(setting: Setting) -> list[dict[str, Any]]:
-    """Measure the tokenizing of the whole data, then the size of the store and how long it takes to open it again."""
-    splits = find_source(setting.options.data).load()
+    """Measure tokenizing, then the way from the file to the store, opening it again, and reading examples."""
+    splits = load_splits(setting)
     n_dialogs = sum(map(len, splits.values()))
     n_theirs = min(n_dialogs, setting.options.reference_examples or 100)
     # From both ends, so that a short and a long split are in it.
     part = {"train": splits["train"][: max(1, n_theirs // 2)], "valid": splits["valid"][: max(1, n_theirs // 2)]}
     encode = reference.plain_encoder(setting.tokenizer)
     check_ids(setting, part, encode)
-    built: dict = {}
+    n_unique = 0
 
     def ours() -> int:
-        built.update(build_arrays(splits, load_tokenizer(setting.folder)))  # a fresh one, whose caches are empty
+        nonlocal n_unique
+        arrays = build_arrays(splits, load_tokenizer(setting.folder))  # a fresh one, whose caches are empty
+        n_unique = len(arrays["utterance_ends"])
         return n_dialogs
 
     def plainly() -> int:
@@ -36,11 +48,25 @@ def data(setting: Setting) -> list[dict[str, Any]]:
         return sum(map(len, part.values()))
 
     measured = compare({"ours": ours, "reference": plainly}, setting.options.repeats)
-    return [
-        {"name": "data", **summary(measured), "unit": "dialogs/s", "strings": count_strings(splits),
-         "unique": len(built["utterance_ends"]), "seconds": round(n_dialogs / measured["ours"].rate, 2),
-         "examples": n_dialogs, "reference_examples": sum(map(len, part.values())), **store_facts(built)}
-    ]  # fmt: skip
+    report = {
+        "name": "data",
+        **summary(measured),
+        "unit": "dialogs/s",
+        "strings": count_strings(splits),
+        "unique": n_unique,
+        "seconds": round(n_dialogs / measured["ours"].rate, 2),
+        "examples": n_dialogs,
+        "reference_examples": sum(map(len, part.values())),
+    }
+    return [report, {"name": "data-cache", **cache_facts(setting, splits)}]
+
+
+def load_splits(setting: Setting) -> dict[str, list[Dialog]]:
+    """Return the data given, or as many dialogs made out of them as PersonaChat has."""
+    splits = find_source(setting.options.data).load()
+    if not setting.options.personachat_size:
+        return splits
+    return {name: enlarged(splits["train"], n, setting.options.seed) for name, n in PERSONACHAT_DIALOGS.items()}
 
 
 def check_ids(setting: Setting, splits: dict, encode) -> None:
@@ -51,17 +77,53 @@ def check_ids(setting: Setting, splits: dict, encode) -> None:
                 raise Disagreement(f"token ids of {text!r}: {setting.tokenizer.encode(text)} and {encode(text)}")
 
 
-def store_facts(arrays: dict) -> dict[str, float]:
-    """Return the size of the store of these arrays on disk and the milliseconds to open it."""
+def cache_facts(setting: Setting, splits: dict[str, list[Dialog]]) -> dict[str, float]:
+    """Return seconds and memory from a JSON file to the cache, its size, how fast it opens, what reading it takes."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        path = Path(folder) / "store"
-        write_store(path, arrays)
+        file, prefix = Path(folder) / "data.json", str(Path(folder) / "cache")
+        file.write_text(json.dumps(splits), encoding="utf-8")
+        file_mb = file.stat().st_size / MEGABYTE
+        splits.clear()
+        gc.collect()
+        before, start = reset_peak_memory(), time.perf_counter()
+        prepared = get_dataset(load_tokenizer(setting.folder), str(file), prefix)
+        prepare_s = time.perf_counter() - start
+        prepare_mb = (peak_memory() - before) / MEGABYTE if before is not None else None
+        del prepared
+        (cache,) = Path(folder).glob("cache.*")
+        read_store(cache)
         seconds = []
         for _ in range(N_REOPENINGS):
             start = time.perf_counter()
-            read_store(path)
+            read_store(cache)
             seconds.append(time.perf_counter() - start)
-        return {"cache_mb": round(path.stat().st_size / 1e6, 2), "reopen_ms": round(1000 * min(seconds), 1)}
+        return {
+            "file_mb": round(file_mb, 1),
+            "prepare_s": round(prepare_s, 2),
+            "prepare_peak_mb": prepare_mb and round(prepare_mb),
+            "cache_mb": round(cache.stat().st_size / MEGABYTE, 2),
+            "reopen_ms": round(1000 * min(seconds), 1),
+            **in_a_fresh_process(reading_facts, setting.folder, file, prefix, setting.options.seed),
+        }
+
+
+def reading_facts(tokenizer_folder: Path, file: Path, prefix: str, seed: int) -> dict[str, float]:
+    """Return the milliseconds from file and cache to the splits, and the memory that reading examples adds."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    before, start = anonymous_memory(), time.perf_counter()
+    splits = get_dataset(tokenizer, str(file), prefix)
+    seconds = time.perf_counter() - start
+    dataset = TreeDataset(splits["train"], tokenizer, max_history=MAX_HISTORY, max_positions=512, num_candidates=4)
+    for index in random.Random(seed).choices(range(len(dataset)), k=N_LOADED):
+        dataset[index]
+    added = (anonymous_memory() - before) / MEGABYTE if before is not None else None
+    return {"open_with_hash_ms": round(1000 * seconds, 1), "loader_mb": added and round(added, 1)}
+
+
+def in_a_fresh_process(function: Callable, *arguments) -> Any:
+    """Return the function's result from a process whose memory nothing has used before."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def strings_of(value) -> list[str]:

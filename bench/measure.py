@@ -69,6 +69,11 @@ def peak_memory() -> int:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident_bytes("VmHWM")
 
 
+def anonymous_memory() -> int | None:
+    """Return the bytes of this process's own memory, files mapped into it left out; None where unknown."""
+    return _resident_bytes("RssAnon") if Path("/proc/self/status").exists() else None
+
+
 def _resident_bytes(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))

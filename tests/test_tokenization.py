@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 
 import pytest
 from conftest import DEVELOPMENT_DATA, TEXTS
@@ -138,6 +139,55 @@ def test_words_of_either_pre_tokenization():
     assert word_splitter("bert")(text) == bert
     with pytest.raises(UserError, match="--tokenization must be one of spacy, bert, not 'nltk'"):
         word_splitter("nltk")
+
+
+def test_chunk_by_chunk_gives_the_words_of_ftfy_and_spacy_on_the_whole_text():
+    from ftfy import fix_text
+    from spacy.lang.en import English
+
+    whole = English().tokenizer
+    parts = [
+        "can't",
+        "cant",
+        "dont",
+        "y'all",
+        "o'clock",
+        "u.s.",
+        "a.m.",
+        "10am",
+        "v.v",
+        ":)",
+        ":o",
+        "'",
+        "''",
+        ".",
+        "...",
+    ]
+    parts += [
+        "!",
+        "?",
+        ",",
+        "-",
+        "&amp;",
+        "é",
+        "x",
+        "8",
+        "D",
+        "'s",
+        "s.",
+        "hello",
+        "World",
+        "3.50",
+        "\n",
+        "\t",
+        "http://a.b",
+    ]
+    drawn = random.Random(0)
+    for _ in range(20_000):
+        words = ["".join(drawn.choices(parts, k=drawn.choice((1, 1, 1, 2)))) for _ in range(drawn.randint(1, 6))]
+        text = " ".join(words)
+        expected = [token.text.lower().rstrip(" ") for token in whole(standardize_text(fix_text(text)))]
+        assert word_splitter("spacy")(text) == expected
 
 
 def test_gpt2_always_has_its_leading_space(tmp_path):
