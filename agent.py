@@ -19,6 +19,7 @@ from decoding import DecodingSettings, generate_replies
 from device import choose_device
 from model import DoubleHeadsModel, load_model
 from pretrained import locate_checkpoint
+from quantization import lower_precision
 from store import TokenIds
 from tokenization import DialogTokenizer, load_tokenizer
 from utils import CandidateTree, build_candidate_tree, build_prompt, collate_trees, cut_history
@@ -67,17 +68,20 @@ class DialogAgent:
         persona: Sequence[str] = (),
         *,
         device: str = "",
+        precision: str = "fp32",
         pre_tokenization: str | None = None,
         **options,
     ) -> "DialogAgent":
         """Load a fine-tuned checkpoint (see pretrained.locate_checkpoint); UserError where it cannot be had.
 
-        `device` is as for choose_device, `pre_tokenization` as for load_tokenizer; `options` go to the constructor.
+        `device` is as for choose_device, `precision` for lower_precision, `pre_tokenization` for load_tokenizer;
+        `options` go to the constructor.
         """
         where = choose_device(device)
         folder = locate_checkpoint(path_or_name)
         tokenizer = load_tokenizer(folder, pre_tokenization)
-        return cls(load_model(folder, tokenizer).to(where), tokenizer, persona, **options)
+        model = lower_precision(load_model(folder, tokenizer).to(where), precision)
+        return cls(model, tokenizer, persona, **options)
 
     @property
     def device(self) -> torch.device:

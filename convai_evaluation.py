@@ -47,7 +47,14 @@ from convai_metrics import (
 )
 from decoding import DecodingSettings
 from formats import Dialog, load_for_evaluation, take_persona
-from options import EVAL_TYPES, add_decoding_options, add_device_option, add_input_options
+from options import (
+    EVAL_TYPES,
+    add_decoding_options,
+    add_device_option,
+    add_input_options,
+    add_precision_options,
+    precision_of,
+)
 from pretrained import locate_finetuned
 from store import DialogSplit, build_arrays
 from updates import N_VALIDATION_DISTRACTORS
@@ -118,6 +125,7 @@ def load_agent(options: Mapping[str, Any], model: str = "openai-gpt") -> DialogA
     agent = DialogAgent.load(
         locate_finetuned(model, options["model_checkpoint"]),
         device=options["device"],
+        precision=precision_of(options),
         pre_tokenization=options["tokenization"],
         max_history=options["max_history"],
         settings=settings,
@@ -389,6 +397,7 @@ class _TransformerAgent:
         )
         add_input_options(group)
         add_device_option(group)
+        add_precision_options(group)
         add_decoding_options(group)
         parser.set_defaults(seed=42)
         return parser

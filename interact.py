@@ -19,7 +19,7 @@ from pathlib import Path
 
 from errors import UserError, report_user_errors
 from example_world import example_dataset
-from options import chat_parser
+from options import chat_parser, precision_of
 from pretrained import locate_finetuned, read_text
 from terminal import Terminal, plain_line, settled
 from tokenization import join_punctuation
@@ -96,6 +96,7 @@ def load_agent(args: Namespace, folder: Path):
     agent = DialogAgent.load(
         folder,
         device=args.device,
+        precision=precision_of(vars(args)),
         pre_tokenization=args.tokenization,
         max_history=args.max_history,
         settings=settings,

@@ -46,7 +46,11 @@ class MultipleChoiceHead(nn.Module):
         self.summary = nn.Linear(config.n_embd, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.summary(self.first_dropout(hidden)).squeeze(-1)
+        """Return the scores (R,) of hidden states (R, D)."""
+        # Always in fp32: with 8 bits candidates would tie by the dozen, and a tie with the gold is no hit.
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = self.first_dropout(hidden.float())
+            return F.linear(hidden, self.summary.weight.float(), self.summary.bias.float()).squeeze(-1)
 
 
 class DoubleHeadsOutput(NamedTuple):
@@ -62,6 +66,7 @@ class DoubleHeadsModel(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         self.multiple_choice_head = MultipleChoiceHead(config)
+        self.lm_head: nn.Module | None = None  # None: tied to the embedding; quantization puts a copy here
 
     def forward(
         self,
@@ -84,8 +89,7 @@ class DoubleHeadsModel(nn.Module):
         x, weight = embed_tokens(self.transformer.tokens_embed.weight, input_ids, token_type_ids)
         hidden = self.transformer(x, position_ids, slots, tree_mask(branch_ids), rows)
         scores = self.multiple_choice_head(hidden[len(lm_rows) :]).view(mc_rows.shape)
-        # The language-model head is tied to the embedding.
-        lm_logits = F.linear(hidden[: len(lm_rows)], weight)
+        lm_logits = self._lm_logits(hidden[: len(lm_rows)], weight)
         return DoubleHeadsOutput(lm_logits, scores.masked_fill(~present, -math.inf))
 
     def next_token_logits(
@@ -95,7 +99,11 @@ class DoubleHeadsModel(nn.Module):
         slots = torch.arange(input_ids.numel(), device=self.device)
         last_rows = slots.view(input_ids.shape)[:, -1]
         x, weight = embed_tokens(self.transformer.tokens_embed.weight, input_ids.flatten(), token_type_ids.flatten())
-        return F.linear(self.transformer(x, position_ids.flatten(), slots, mask, last_rows, cache), weight)
+        hidden = self.transformer(x, position_ids.flatten(), slots, mask, last_rows, cache)
+        return self._lm_logits(hidden, weight)
+
+    def _lm_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(hidden, weight) if self.lm_head is None else self.lm_head(hidden)
 
     @property
     def device(self) -> torch.device:

@@ -59,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--personachat_size", action="store_true", help="data: as many dialogs as PersonaChat has, made of those given"
     )
-    own.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="that ours computes in")
+    own.add_argument(
+        "--dtype", choices=["fp32", "bf16", "int8"], default="fp32", help="of ours; int8: not in training"
+    )
     own.add_argument("--small", action="store_true", help="2 layers of 32: to see that it runs")
     own.add_argument("--seed", type=int, default=42, help="of weights and of the choice of examples")
     add_device_option(own)

@@ -25,15 +25,15 @@ GREEDY = DecodingSettings(no_sample=True, max_length=N_TOKENS, min_length=N_TOKE
 def reply(setting: Setting) -> list[dict[str, Any]]:
     """Measure one reply of 20 tokens to a context of about 100."""
     examples = by_distance_from(setting, N_CONTEXT)[: max(1, setting.options.examples or 2)]
-    model, plain = setting.load_ours(), PlainReplies(setting)
-    n_agreeing = check_replies(setting, model, plain, examples[:1])
+    plain = PlainReplies(setting)
+    n_agreeing = check_replies(setting, plain, examples[:1])
+    model = setting.load_ours(setting.options.dtype)
     first_token_times = []
 
     def ours() -> int:
         for example in examples:
             start, times = time.perf_counter(), []
-            with setting.autocast():
-                stream_reply(setting, model, example, on_token=partial(note_time, times))
+            stream_reply(setting, model, example, on_token=partial(note_time, times))
             first_token_times.append(times[0] - start)
         return len(examples)
 
@@ -54,17 +54,16 @@ def note_time(times: list[float], token: int) -> None:
 
 def f1(setting: Setting) -> list[dict[str, Any]]:
     """Measure batches of replies, of 20 tokens each, against one reply at a time."""
-    model, plain = setting.load_ours(), PlainReplies(setting)
+    model, plain = setting.load_ours(setting.options.dtype), PlainReplies(setting)
     dataset = setting.dataset("valid")
     reports = []
     for batch_size in BATCHES:
         examples = [dataset.example(index) for index in setting.draw(len(dataset), batch_size)]
         n_theirs = min(len(examples), setting.options.reference_examples or 1)
-        n_checked = check_replies(setting, model, plain, examples[:n_theirs])
+        n_checked = check_replies(setting, plain, examples[:n_theirs])
 
         def ours(examples=examples) -> int:
-            with setting.autocast():
-                generate_replies(model, setting.tokenizer, [prompt(setting, one) for one in examples], GREEDY)
+            generate_replies(model, setting.tokenizer, [prompt(setting, one) for one in examples], GREEDY)
             return len(examples)
 
         ways = {"ours": ours, "reference": lambda some=examples[:n_theirs]: plain(some)}
@@ -93,9 +92,9 @@ class PlainReplies:
         return sum(bool(self.reply(example)) for example in examples)
 
 
-def check_replies(setting: Setting, model, plain: PlainReplies, examples: list[Example]) -> int:
-    """Return how many tokens were compared; Disagreement where a reply differs. In fp32: bf16 may round to another."""
-    said = generate_replies(model, setting.tokenizer, [prompt(setting, one) for one in examples], GREEDY)
+def check_replies(setting: Setting, plain: PlainReplies, examples: list[Example]) -> int:
+    """Return how many tokens were compared; Disagreement where a reply differs. In fp32: others round to other ones."""
+    said = generate_replies(setting.load_ours(), setting.tokenizer, [prompt(setting, one) for one in examples], GREEDY)
     expected = [plain.reply(example) for example in examples]
     if said != expected:
         raise Disagreement(f"replies: {said} of ours, {expected} of the reference")

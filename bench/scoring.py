@@ -21,7 +21,7 @@ def hits(setting: Setting) -> list[dict[str, Any]]:
     n_theirs = min(len(indices), setting.options.reference_examples or 4)
     examples = [dataset.example(index) for index in indices[:n_theirs]]
     length = longest_sequence(dataset)
-    model, theirs = setting.load_ours(), setting.load_reference()
+    model, theirs = setting.load_ours(setting.options.dtype), setting.load_reference()
 
     @torch.inference_mode()
     def ours(chosen: list[int]) -> dict[int, list[float]]:
@@ -30,8 +30,7 @@ def hits(setting: Setting) -> list[dict[str, Any]]:
         for start in range(0, len(order), EVALUATION_BATCH):
             part = order[start : start + EVALUATION_BATCH]
             batch = collate_trees([dataset[index] for index in part]).to(setting.device)
-            with setting.autocast():
-                rows = model(**batch.model_inputs() | {"lm_rows": batch.lm_rows[:0]}).mc_logits.float()
+            rows = model(**batch.model_inputs() | {"lm_rows": batch.lm_rows[:0]}).mc_logits
             scores |= dict(zip(part, rows.tolist(), strict=True))
         return scores
 
@@ -67,15 +66,14 @@ def ppl(setting: Setting) -> list[dict[str, Any]]:
     ]
     questions = [questions[index] for index in setting.draw(len(questions), setting.options.examples or 64)]
     n_theirs = min(len(questions), setting.options.reference_examples or 2)
-    agent = DialogAgent(setting.load_ours(), setting.tokenizer, max_history=MAX_HISTORY)
+    agent = DialogAgent(setting.load_ours(setting.options.dtype), setting.tokenizer, max_history=MAX_HISTORY)
     plain = PlainPerplexity(setting)
 
     def ours(chosen: list) -> list[float]:
         chosen = sorted(chosen, key=lambda question: -sum(map(len, [*question[0].persona, *question[0].history])))
         losses = []
         for start in range(0, len(chosen), EVALUATION_BATCH):
-            with setting.autocast():
-                scores = words.score(agent, chosen[start : start + EVALUATION_BATCH])
+            scores = words.score(agent, chosen[start : start + EVALUATION_BATCH])
             losses += [-word.published for score in scores for word in score.words]
         return losses
 

@@ -24,6 +24,7 @@ from device import choose_device
 from formats import Dialog, find_source
 from model import DoubleHeadsModel, load_model, save_model
 from pretrained import locate_checkpoint, read_config
+from quantization import lower_precision
 from store import DialogSplit, Example, build_arrays
 from tokenization import DialogTokenizer, load_tokenizer, train_vocabulary
 from updates import TreeDataset
@@ -33,7 +34,7 @@ N_DIALOGS = {"train": 400, "valid": 100}  # taken of larger data: enough to draw
 MAX_HISTORY = 2
 GPT_SIZES = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 512}
 # What both sides may differ by, relative to 1 or to the value: rounding, and no more.
-TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2}
+TOLERANCES = {"fp32": 1e-3, "bf16": 5e-2, "int8": 1e-1}
 
 
 class Disagreement(Exception):
@@ -81,8 +82,8 @@ class Setting:
     def tokenizer(self) -> DialogTokenizer:
         return load_tokenizer(self.folder)
 
-    def load_ours(self) -> DoubleHeadsModel:
-        return load_model(self.folder, self.tokenizer).to(self.device).eval()
+    def load_ours(self, dtype: str = "fp32") -> DoubleHeadsModel:
+        return lower_precision(load_model(self.folder, self.tokenizer).to(self.device).eval(), dtype)
 
     def load_reference(self) -> torch.nn.Module:
         return reference.load_reference_model(self.folder).to(self.device)
@@ -101,9 +102,8 @@ class Setting:
         """Return `n` of `n_all` numbers, the same in every run."""
         return random.Random(self.options.seed).sample(range(n_all), min(n, n_all))
 
-    def autocast(self, dtype: str | None = None):
-        """Return the context that ours computes in."""
-        dtype = dtype or self.options.dtype
+    def autocast(self, dtype: str):
+        """Return the context of training in a precision."""
         return nullcontext() if dtype == "fp32" else torch.autocast(self.device.type, DTYPES[dtype])
 
     def check_same(self, what: str, ours: Sequence[float], theirs: Sequence[float]) -> float:

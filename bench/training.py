@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bench import reference
 from bench.measure import compare, peak_flops, ratio
 from bench.setting import DTYPES, Setting, longest_sequence
+from errors import UserError
 from interruption import Interruption
 from model import DoubleHeadsModel
 from options import training_parser
@@ -23,6 +24,8 @@ N_CANDIDATES = 4
 
 def train(setting: Setting) -> list[dict[str, Any]]:
     """Measure updates of `--examples` examples each."""
+    if setting.options.dtype == "int8":
+        raise UserError("--dtype int8 is for inference; leave train out, or choose fp32 or bf16.")
     dataset = setting.dataset("train", N_CANDIDATES)
     indices = setting.draw(len(dataset), setting.options.examples or 16)
     examples = [dataset.example(index) for index in indices]
@@ -109,7 +112,7 @@ def losses_of_ours(setting: Setting, model: DoubleHeadsModel, dataset: TreeDatas
     """Return both losses over the first few examples, without dropout."""
     model.eval()
     batch = collate_update([dataset[index] for index in indices[:4]], 4).micro_batches[0]
-    with setting.autocast():
+    with setting.autocast(setting.options.dtype):
         token_losses, candidate_losses, _ = tree_losses(model, batch.to(setting.device))
     return [token_losses.mean().item(), candidate_losses.mean().item()]
 
