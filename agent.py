@@ -24,6 +24,8 @@ from store import TokenIds
 from tokenization import DialogTokenizer, load_tokenizer
 from utils import CandidateTree, build_candidate_tree, build_prompt, collate_trees, cut_history
 
+TREES_ON_CPU = 4  # per forward pass: a sixth faster than 16, with 20 candidates and a full-size GPT
+
 
 class Context(NamedTuple):
     """What a reply answers to, as text: the persona's sentences and the turns so far, the user's last."""
@@ -142,11 +144,19 @@ class DialogAgent:
         # Candidates of equal tokens share a branch, and so their score to the last bit.
         branches = [list(dict.fromkeys(candidates)) for candidates in encoded]
         trees = [self._tree(context, own) for (context, _), own in zip(questions, branches, strict=True)]
-        batch = collate_trees(trees).to(self.device)
-        nothing = batch.lm_rows[:0]
-        rows = self.model(**batch.model_inputs() | {"lm_rows": nothing}).mc_logits.tolist()
+        rows = [row for scores in map(self._score, self._split(trees)) for row in scores]
         score_of = [dict(zip(own, row[-len(own) :], strict=True)) for own, row in zip(branches, rows, strict=True)]
         return [[scores[ids] for ids in candidates] for scores, candidates in zip(score_of, encoded, strict=True)]
+
+    def _score(self, trees: Sequence[CandidateTree]) -> list[list[float]]:
+        """Return the scores of each tree's candidates, the last at the end of its row."""
+        batch = collate_trees(trees).to(self.device)
+        return self.model(**batch.model_inputs() | {"lm_rows": batch.lm_rows[:0]}).mc_logits.tolist()
+
+    def _split(self, trees: Sequence[CandidateTree]) -> list[Sequence[CandidateTree]]:
+        """Return the trees in batches: a few on a CPU, whose caches more of them leave; all together elsewhere."""
+        size = TREES_ON_CPU if self.device.type == "cpu" else len(trees)
+        return [trees[start : start + size] for start in range(0, len(trees), size)]
 
     @torch.inference_mode()
     def reply_logits(self, questions: Sequence[tuple[Context, TokenIds]]) -> list[Tensor]:

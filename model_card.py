@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent
 MARK = "<!-- written by train.py, which replaces it after each validation; remove this line to keep your changes -->"
 # Options that say where things lie or how fast they go, not what the model is.
 UNTOLD_OPTIONS = {
+    "compile",
     "dataset_cache",
     "device",
     "local_rank",

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 # Options that may be others when a run goes on: they do not change what is computed. How an update is split into
 # batches does not either; its size is compared as a whole (check_facts).
 FREE_OPTIONS = {
-    "best_metric", "dataset_cache", "device", "eval_before_start", "gradient_accumulation_steps",
+    "best_metric", "compile", "dataset_cache", "device", "eval_before_start", "gradient_accumulation_steps",
     "gradient_checkpointing", "local_rank", "n_saved", "num_workers", "output_dir", "patience", "resume", "save_every",
     "train_batch_size", "valid_batch_size",
 }  # fmt: skip

@@ -136,6 +136,8 @@ def explained_failures(run: Path) -> Iterator[None]:
             raise UserError("out of memory; lower --train_batch_size and raise --gradient_accumulation_steps by as "
                             "much (the result is the same), or give --gradient_checkpointing, --bf16, a lower "
                             f"--valid_batch_size or --num_candidates; {what_is_left(run)}") from error  # fmt: skip
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise UserError(f"--compile does not work here ({str(error).splitlines()[0]}); leave it out.") from error
         logger.error("%s: %s", type(error).__name__, error)
         raise
     except OSError as error:

@@ -67,7 +67,7 @@ def train(args: Namespace, device: torch.device) -> None:
     model = prepare_model(args, source, tokenizer, device, from_scratch=args.from_scratch and not resumed)
     if args.align_history:
         align_history(args, model.config, splits["train"])
-    train_loader, valid_loader = prepare_loaders(args, splits, tokenizer, model.config)
+    train_loader, valid_loader = prepare_loaders(args, splits, tokenizer, model.config, device)
     n_updates = count_updates(args, train_loader)
     parts = prepare_parts(args, model, tokenizer, n_updates, device)
 
@@ -106,6 +106,8 @@ def prepare_model(
     """Load the weights, or draw new ones, with embeddings for the dialog tokens."""
     model = load_model(source, tokenizer, from_scratch=from_scratch)
     model.transformer.gradient_checkpointing = args.gradient_checkpointing
+    if args.compile:
+        model.transformer.compile_blocks()
     n_weights = sum(parameter.numel() for parameter in model.parameters())
     logger.info("%s: %.1f M weights, %d tokens", model.config.family, n_weights / 1e6, len(tokenizer))
     return model.to(device)
@@ -122,8 +124,9 @@ def align_history(args: Namespace, config: ModelConfig, train: DialogSplit) -> N
 
 
 def prepare_loaders(
-    args: Namespace, splits: dict[str, DialogSplit], tokenizer: DialogTokenizer, config: ModelConfig
-) -> tuple[DataLoader, DataLoader]:
+    args: Namespace, splits: dict[str, DialogSplit], tokenizer: DialogTokenizer, config: ModelConfig,
+    device: torch.device,
+) -> tuple[DataLoader, DataLoader]:  # fmt: skip
     """Return the loaders of training (an Update a step) and validation (a TreeBatch a step, every candidate)."""
     for name, split in splits.items():
         logger.info("%s: %d dialogs, %d examples", name, split.n_dialogs, len(split))
@@ -131,8 +134,10 @@ def prepare_loaders(
                            max_positions=config.n_positions, history_start=config.history_start)  # fmt: skip
     train = make_dataset(splits["train"], num_candidates=args.num_candidates, n_rotations=args.personality_permutations)
     valid = make_dataset(splits["valid"])
-    make_loader = partial(DataLoader, num_workers=args.num_workers, persistent_workers=args.num_workers > 0,
-                          pin_memory=torch.cuda.is_available())  # fmt: skip
+    # A GPU computes an update in about the time that preparing the next one takes; a CPU takes a hundred times as long.
+    n_workers = (2 if device.type == "cuda" else 0) if args.num_workers is None else args.num_workers
+    make_loader = partial(DataLoader, num_workers=n_workers, persistent_workers=n_workers > 0,
+                          pin_memory=device.type == "cuda")  # fmt: skip
     ranks = {"rank": idist.get_rank(), "n_ranks": idist.get_world_size()}
     train_loader = make_loader(
         train,
@@ -230,15 +235,17 @@ def create_trainer(
             scheduler.step()
         n_cut = weight * sum(batch.n_cut for batch in update.micro_batches)
         own = torch.tensor([n_cut, float(interruption.signal_number > 0)], device=device)
-        sums = sum_over_ranks(torch.cat([total, own])).tolist()
+        sums = sum_over_ranks(torch.cat([total, own]))
+        # The one place where an update waits for the device.
+        lm_loss, mc_loss, n_cut, n_signals, n_examples, norm = torch.stack([*sums, n_examples, step.grad_norm]).tolist()
         return {
-            "loss": args.lm_coef * sums[0] + args.mc_coef * sums[1],
-            "lm_loss": sums[0],
-            "mc_loss": sums[1],
-            "grad_norm": step.grad_norm.item(),
+            "loss": args.lm_coef * lm_loss + args.mc_coef * mc_loss,
+            "lm_loss": lm_loss,
+            "mc_loss": mc_loss,
+            "grad_norm": norm,
             "n_examples": int(n_examples),
-            "n_cut": int(sums[2]),
-            "is_interrupted": sums[3] > 0,  # on any rank, so that all stop after the same update
+            "n_cut": int(n_cut),
+            "is_interrupted": n_signals > 0,  # on any rank, so that all stop after the same update
             "was_skipped": step.was_skipped,
         }
 

@@ -41,7 +41,7 @@ class Dropout(nn.Dropout):
     """Dropout whose random bits cost less on CPUs: 16 of them for each element, out of torch's own generator."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p in (0, 1) or x.device.type != "cpu":
+        if not self.training or self.p in (0, 1) or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         n_dropped = round(self.p * 2**16)  # of 2 ** 16 equally likely values: 0.1 becomes 0.10001
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -51,7 +51,7 @@ class Dropout(nn.Dropout):
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: Dropout) -> Tensor:
     """Return scaled-dot-product attention (B, heads, T, D / heads) under mask (B, 1, T, K), True for what is seen."""
-    if not dropout.training or dropout.p == 0 or query.device.type != "cpu":
+    if not dropout.training or dropout.p == 0 or query.device.type != "cpu" or torch.compiler.is_compiling():
         p = dropout.p if dropout.training else 0.0
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=p)
     # With dropout torch computes it like this on CPUs, too, but with the slower random bits.
@@ -160,6 +160,11 @@ class Transformer(nn.Module):
         if config.family == "gpt2":
             self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False  # in training keep each block's input only, and compute the rest again
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Let torch.compile make one program of each block: they are alike, so it is compiled once for all of them."""
+        for block in self.h[:-1]:  # the last, which gets `rows`, would need another
+            block.compile(dynamic=True, backend=backend)
 
     def forward(
         self, x: Tensor, position_ids: Tensor, slots: Tensor, mask: Tensor, rows: Tensor | None = None, cache=None

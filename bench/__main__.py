@@ -1,6 +1,6 @@
 """Ours against plain reference implementations, in one run on one machine; each benchmark prints a line of JSON.
 
-    python -m bench train hits ppl reply f1 data
+    python -m bench train hits ppl reply f1 data cost
     python -m bench train --tokenizer openai-gpt --data personachat.json --dtype bf16
 
 Before anything is timed both sides must have computed the same numbers. The two take turns, and `ratio` is the median
@@ -16,7 +16,7 @@ from errors import report_user_errors
 from options import add_device_option, non_negative_int, positive_int
 
 MODULE_OF = {"train": "training", "hits": "scoring", "ppl": "scoring", "reply": "replies", "f1": "replies",
-             "data": "data"}  # fmt: skip
+             "data": "data", "cost": "cost"}  # fmt: skip
 
 
 @report_user_errors
@@ -59,9 +59,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--personachat_size", action="store_true", help="data: as many dialogs as PersonaChat has, made of those given"
     )
-    own.add_argument(
-        "--dtype", choices=["fp32", "bf16", "int8"], default="fp32", help="of ours; int8: not in training"
-    )
+    own.add_argument("--dtype", choices=["fp32", "bf16", "int8"], default="fp32", help="of ours; int8: not in training")
     own.add_argument("--small", action="store_true", help="2 layers of 32: to see that it runs")
     own.add_argument("--seed", type=int, default=42, help="of weights and of the choice of examples")
     add_device_option(own)

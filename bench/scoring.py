@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from agent import Context, DialogAgent
+from agent import TREES_ON_CPU, Context, DialogAgent
 from bench import reference
 from bench.measure import Measurement, compare, ratio
 from bench.setting import MAX_HISTORY, Setting, longest_sequence
@@ -23,12 +23,14 @@ def hits(setting: Setting) -> list[dict[str, Any]]:
     length = longest_sequence(dataset)
     model, theirs = setting.load_ours(setting.options.dtype), setting.load_reference()
 
+    size = TREES_ON_CPU if setting.device.type == "cpu" else EVALUATION_BATCH
+
     @torch.inference_mode()
     def ours(chosen: list[int]) -> dict[int, list[float]]:
         order = sorted(chosen, key=lambda index: -len(dataset[index].input_ids))
         scores = {}
-        for start in range(0, len(order), EVALUATION_BATCH):
-            part = order[start : start + EVALUATION_BATCH]
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
             batch = collate_trees([dataset[index] for index in part]).to(setting.device)
             rows = model(**batch.model_inputs() | {"lm_rows": batch.lm_rows[:0]}).mc_logits
             scores |= dict(zip(part, rows.tolist(), strict=True))

@@ -21,6 +21,7 @@ import torch
 
 from bench import reference
 from device import choose_device
+from errors import UserError
 from formats import Dialog, find_source
 from model import DoubleHeadsModel, load_model, save_model
 from pretrained import locate_checkpoint, read_config
@@ -93,10 +94,14 @@ class Setting:
         arrays = build_arrays(self.dialogs, self.tokenizer)
         return {name: DialogSplit(arrays, name) for name in self.dialogs}
 
-    def dataset(self, split: str, num_candidates: int | None = None) -> TreeDataset:
+    def dataset(self, split: str, num_candidates: int | None = None, max_history: int = MAX_HISTORY) -> TreeDataset:
         n_positions = read_config(self.folder)["n_positions"]
-        return TreeDataset(self.splits[split], self.tokenizer, max_history=MAX_HISTORY, max_positions=n_positions,
+        return TreeDataset(self.splits[split], self.tokenizer, max_history=max_history, max_positions=n_positions,
                            num_candidates=num_candidates)  # fmt: skip
+
+    def require_training_precision(self) -> None:
+        if self.options.dtype == "int8":
+            raise UserError("--dtype int8 is for inference; name other benchmarks, or choose fp32 or bf16.")
 
     def draw(self, n_all: int, n: int) -> list[int]:
         """Return `n` of `n_all` numbers, the same in every run."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from bench import reference
 from bench.measure import compare, peak_flops, ratio
 from bench.setting import DTYPES, Setting, longest_sequence
-from errors import UserError
 from interruption import Interruption
 from model import DoubleHeadsModel
 from options import training_parser
@@ -24,8 +23,7 @@ N_CANDIDATES = 4
 
 def train(setting: Setting) -> list[dict[str, Any]]:
     """Measure updates of `--examples` examples each."""
-    if setting.options.dtype == "int8":
-        raise UserError("--dtype int8 is for inference; leave train out, or choose fp32 or bf16.")
+    setting.require_training_precision()
     dataset = setting.dataset("train", N_CANDIDATES)
     indices = setting.draw(len(dataset), setting.options.examples or 16)
     examples = [dataset.example(index) for index in indices]

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from agent import Context, DialogAgent
+from convai_metrics import WordPerplexity, count_words, dictionary_texts
 from decoding import DecodingSettings
 from example_world import FACTS, draw_persona, example_dataset, facts_in
 
@@ -101,6 +103,22 @@ def test_its_perplexity_is_at_most_half_a_unigram_model_s(agent, data):
         n += len(reply)
     print(f"token perplexity {math.exp(loss / n):.3f}, of the unigram model {unigram:.1f}")
     assert math.exp(loss / n) <= unigram / 2
+
+
+def test_int8_weights_hardly_change_it(demo, agent, data):
+    small = DialogAgent.load(demo[0], max_history=0, device="cpu", precision="int8")
+    examples = examples_of(data["valid"], [dialog["personality"] for dialog in data["valid"]])
+    words = WordPerplexity(agent.tokenizer, count_words(dictionary_texts(data["train"], data["valid"])))
+
+    def perplexity(which: DialogAgent) -> float:
+        scores = [words.score(which, [(context, candidates[-1])])[0] for context, candidates in examples]
+        losses = [-word.published for score in scores for word in score.words]
+        return math.exp(sum(losses) / len(losses))
+
+    hits, ppl = ([of(agent), of(small)] for of in (partial(hits_at_1, examples=examples), perplexity))
+    print(f"hits@1 {hits[0]:.4f} in fp32, {hits[1]:.4f} in int8; word perplexity {ppl[0]:.4f} and {ppl[1]:.4f}")
+    assert abs(hits[0] - hits[1]) < 0.01
+    assert abs(ppl[1] / ppl[0] - 1) < 0.01
 
 
 def test_its_replies_name_the_fact_that_was_asked_for(agent):

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TEXTS, tiny_model
 
+from tokenization import train_vocabulary
 from transformer import Dropout, attend, embed_tokens
+from utils import build_candidate_tree, collate_trees
 
 
 def test_embedding_gradient_equals_autograds_own():
@@ -71,3 +74,16 @@ def test_attention_with_dropout_has_the_mean_of_attention_without():
     dropout = Dropout(0.2)
     mean = torch.stack([attend(query, key, value, mask, dropout) for _ in range(4000)]).mean(0)
     torch.testing.assert_close(mean, exact, atol=0.05, rtol=0)
+
+
+def test_compiled_blocks_compute_the_same_and_keep_their_names():
+    changes = {"attn_pdrop": 0.1, "resid_pdrop": 0.1}
+    tokenizer = train_vocabulary(TEXTS, "gpt2", 300)
+    examples = [([[1, 2], [3]], [[4, 5, 6]] * n, [[7, 8], [9]]) for n in range(1, 4)]
+    batch = collate_trees([build_candidate_tree(*example, tokenizer, 64) for example in examples])
+    plain, compiled = (tiny_model(tokenizer, n_layer=3, **changes) for _ in range(2))
+    compiled.transformer.compile_blocks(backend="aot_eager")
+    torch.testing.assert_close(compiled(**batch.model_inputs()), plain(**batch.model_inputs()))
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    compiled.train()(**batch.model_inputs()).mc_logits.sum().backward()
+    assert all(weight.grad is not None for weight in compiled.transformer.h[0].parameters())
