@@ -79,14 +79,17 @@ def _resident_bytes(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 5) -> float:
-    """Return the floating-point operations a second of a large square matrix product, the best of some."""
+def large_product(device: torch.device, dtype: torch.dtype, size: int, repeats: int = 20) -> Callable[[], int]:
+    """Return a function that computes large square matrix products and returns their floating-point operations.
+
+    What it achieves is what a model could at best. `compare` takes it in turns with the model, as the speed drifts.
+    """
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(repeats + 1):  # the first one warms up
-        synchronize()
-        start = time.perf_counter()
-        a @ b
-        synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds[1:])
+    product = a @ b
+
+    def work() -> int:
+        for _ in range(repeats):
+            torch.mm(a, b, out=product)
+        return repeats * 2 * size**3
+
+    return work

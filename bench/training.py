@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import reference
-from bench.measure import compare, peak_flops, ratio
+from bench.measure import compare, large_product, ratio
 from bench.setting import DTYPES, Setting, longest_sequence
 from interruption import Interruption
 from model import DoubleHeadsModel
@@ -37,8 +37,10 @@ def train(setting: Setting) -> list[dict[str, Any]]:
     ways["reference"] = plain("fp32")
     if setting.options.dtype != "fp32":
         ways[f"reference_{setting.options.dtype}"] = plain(setting.options.dtype)
+    size = 128 if setting.options.small else 2048
+    ways["peak"] = large_product(setting.device, DTYPES[setting.options.dtype], size)
     measured = compare(ways, setting.options.repeats)
-    peak = peak_flops(setting.device, DTYPES[setting.options.dtype], size=128 if setting.options.small else 2048)
+    peak = measured.pop("peak")
     trees = [dataset[index] for index in indices]
     flops = sum(training_flops(model, len(tree.input_ids), len(tree.lm_rows)) for tree in trees) / len(trees)
     return [
@@ -50,8 +52,8 @@ def train(setting: Setting) -> list[dict[str, Any]]:
             **{f"ratio_to_{name}": round(ratio(measured["ours"], way), 2) for name, way in list(measured.items())[2:]},
             "peak_mb": round(measured["ours"].peak_mb or 0),
             "reference_peak_mb": round(measured["reference"].peak_mb or 0),
-            "flops_utilisation": round(measured["ours"].rate * flops / peak, 3),
-            "peak_gflops": round(peak / 1e9),
+            "flops_utilisation": round(flops * ratio(measured["ours"], peak), 3),
+            "peak_gflops": round(peak.rate / 1e9),
             "padding_flops": round(padding_flops(model, trees, setting.options.batch_size) / (flops * len(trees)), 4),
             "examples": len(indices),
             "difference": difference,

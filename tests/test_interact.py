@@ -128,6 +128,12 @@ def test_piped_lines_are_answered_a_line_each(chat, checkpoint):
     assert chat("hi\nhow are you?\nbye\n", *RANDOM_MODEL_OPTIONS)[0] == output  # decoding is seeded by 42
 
 
+@pytest.mark.parametrize("precision", ["--bf16", "--int8"])
+def test_lower_precision_answers_too(chat, precision):
+    output, _, status = chat("hi\nhow are you?\n", *RANDOM_MODEL_OPTIONS, precision)
+    assert status == 0 and len(output.splitlines()) == 2
+
+
 def test_seeds(chat):
     options = ("--no_personality", "--seed")
     first = chat("hi\nwhy?\n", *options, "1")[0]
@@ -290,6 +296,7 @@ def test_personas_of_a_data_set(chat, tmp_path):
         (["--temperature", "0.001"], "temperature must be from 0.01 to 100, not 0.001"),
         (["--min_length", "30"], "min_length 30 is above max_length 20"),
         (["--seed", "-1"], "argument --seed: '-1' is not a whole number"),
+        (["--bf16", "--int8"], "argument --int8: not allowed with argument --bf16"),
         (["--device", "abacus"], "--device abacus cannot be used"),
         (["--tokenization", "bert"], "was trained with --tokenization spacy"),
     ],

@@ -9,13 +9,13 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, make_dialogs, tiny_config
+from conftest import ROOT, TEXTS, make_dialogs, tiny_config
 from tensorboardX.proto.event_pb2 import Event
 
 import train
 from bench.reference import load_reference_model
 from model import load_model
-from tokenization import load_tokenizer
+from tokenization import load_tokenizer, train_vocabulary
 
 FAST = ["--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--lr", "1e-3", "--device", "cpu"]
 
@@ -175,6 +175,19 @@ def test_an_error_prints_nothing_but_its_line(tmp_path, scratch_model):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: no_turns.json: train dialog 1 has no turns")
     assert result.stderr.count("\n") == 1
+
+
+def test_compiling_without_a_compiler_is_an_error_of_one_line(tmp_path, dataset_file, monkeypatch):
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    tokenizer = train_vocabulary([*TEXTS, *map(str, range(100))], "gpt2", 400)
+    tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config("gpt2", len(tokenizer))))
+    result = run_script("train.py", "--model", tmp_path, "--from_scratch", "--dataset_path", dataset_file, "--compile",
+                        *FAST, cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: --compile does not work here (")
+    assert "Traceback" not in result.stderr
 
 
 def test_new_model_then_training_from_its_folder(tmp_path, dataset_file, family):

@@ -1,0 +1,41 @@
+"""The plot is drawn from what the benchmarks print, and nothing else is taken for that."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from bench import plot
+
+
+def report(name: str, **values) -> dict:
+    return {
+        "name": name,
+        "ours": 10.0,
+        "reference": 1.0,
+        "ratio": 10.0,
+        "dtype": "fp32",
+        "model": "m",
+        "device": "d",
+    } | values
+
+
+def test_a_plot_of_all_benchmarks(tmp_path):
+    reports = [report(name) for name in plot.LABELS] + [report("reply", dtype="int8"), {"name": "data-cache"}]
+    reports += [report(f"cost-candidates-{n}", num_candidates=n) for n in (20, 2, 4)]
+    reports += [report(f"cost-history-{n}", max_history=n) for n in (1, 8)]
+    file, image = tmp_path / "reports.jsonl", tmp_path / "new" / "speed.png"
+    file.write_text("\n".join(map(json.dumps, reports)))
+    plot.main([str(file), "--output", str(image)])
+    with Image.open(image) as drawn:
+        assert drawn.size[0] > 1000
+        assert len(drawn.convert("RGB").getcolors(maxcolors=10**6)) > 50
+
+
+@pytest.mark.parametrize("content", ["", "ours 10.0", "[]]"])
+def test_other_files_are_refused_in_one_line(tmp_path, content, capsys):
+    (tmp_path / "x").write_text(content)
+    with pytest.raises(SystemExit) as exit_info:
+        plot.main([str(tmp_path / "x")])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
