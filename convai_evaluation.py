@@ -15,21 +15,15 @@ if __name__ == "__main__":
     evaluation_options()  # answers --help and mistyped options before the slow imports below
 
 import copy
-import json
 import logging
-import math
-import random
 import sys
 import warnings
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from tqdm import tqdm
+from typing import Any
 
 from agent import Context, DialogAgent
 from convai_metrics import (
@@ -38,26 +32,23 @@ from convai_metrics import (
     best_first,
     count_words,
     dictionary_texts,
-    f1_summands,
-    figures,
-    gold_rank,
-    hit_summands,
     perplexity,
     perplexity_summands,
 )
 from decoding import DecodingSettings
-from formats import Dialog, load_for_evaluation, take_persona
+from evaluation_report import FIGURES, Result, check_output, print_final_line, print_table, run, write_json
+from formats import Dialog, take_persona
 from options import (
     EVAL_TYPES,
     add_decoding_options,
     add_device_option,
     add_input_options,
     add_precision_options,
+    chosen_seed,
     precision_of,
 )
+from own_evaluation import OwnEvaluation
 from pretrained import locate_finetuned
-from store import DialogSplit, build_arrays
-from updates import N_VALIDATION_DISTRACTORS
 
 logger = logging.getLogger("convai_evaluation")
 
@@ -65,29 +56,6 @@ OFFICIAL_TASK = "convai2:self"
 INSTALL_PARLAI = f"pip install --no-deps -r {Path(__file__).with_name('requirements-parlai.txt')}"
 WITHOUT_PARLAI = "or evaluate without ParlAI: --dataset_path FILE"
 CONVAI2_URL = "http://parl.ai/downloads/convai2/convai2_fix_723.tgz"
-
-FIGURES = {
-    "hits@1": ["hits@1", "hits@5", "hits@10"],
-    "ppl": ["ppl", "ppl_all_pieces", "token_ppl", "n_words", "n_words_skipped", "n_tokens"],
-    "f1": ["f1"],
-}
-FINAL_LINES = {"hits@1": "FINAL Hits@1: {:.3f}", "ppl": "FINAL PPL: {:.2f}", "f1": "FINAL F1: {:.4f}"}
-PUBLISHED = {  # hits@1 in per cent, word perplexity, F1 in per cent
-    "published recipe": ("> 79", "20.5", "16.5"),
-    "released model": ("71.5", "-", "-"),
-    "published recipe, one GPU": ("75.0-76.1", "20.7", "16.59"),
-    "competition entry, validation": ("82.1", "17.51", "19.09"),
-    "best found anywhere": ("90.3", "-", "21.99"),
-}
-
-
-class Result(NamedTuple):
-    """The figures of one metric, over `n_done` of `n_total` examples where it was interrupted."""
-
-    figures: dict[str, float]
-    n_done: int
-    n_total: int
-    interrupted: bool
 
 
 @report_user_errors
@@ -132,112 +100,6 @@ def load_agent(options: Mapping[str, Any], model: str = "openai-gpt") -> DialogA
     )
     agent.tokenizer.encode("hello")  # imports spaCy, which the first examples should not have to wait for
     return agent
-
-
-def chosen_seed(options: Mapping[str, Any]) -> int:
-    return 42 if options["seed"] is None else options["seed"]
-
-
-def run(eval_type: str, n_total: int, steps: Iterator[dict[str, float]]) -> Result:
-    """Take all `steps`, each of which returns the figures so far, behind a progress bar; Ctrl-C ends them early."""
-    latest: dict[str, float] = {"n_examples": 0}
-    interrupted = False
-    bar_style = {"ncols": 100, "mininterval": 0.2 if sys.stderr.isatty() else 30}
-    with tqdm(total=n_total, desc=eval_type, unit=" examples", **bar_style) as bar:
-        try:
-            for latest in steps:
-                bar.set_postfix({eval_type: f"{latest[eval_type]:.4g}"}, refresh=False)
-                bar.update(int(latest["n_examples"]) - bar.n)
-        except KeyboardInterrupt:
-            interrupted = True
-    return Result(latest, int(latest["n_examples"]), n_total, interrupted)
-
-
-class Example(NamedTuple):
-    """One reply to evaluate, as text."""
-
-    context: Context
-    candidates: Sequence[str]
-
-    @property
-    def gold(self) -> str:
-        return self.candidates[-1]
-
-    @property
-    def n_characters(self) -> int:
-        """About how long its tree is: what batches are sorted by."""
-        return sum(map(len, [*self.context.persona, *self.context.history, *self.candidates]))
-
-
-class OwnEvaluation:
-    """The metrics by our own implementation, on data of any form that training reads."""
-
-    def __init__(self, args: Namespace):
-        self.name = args.dataset_path
-        self.batch_size = args.batch_size
-        self.max_history = args.max_history
-        self.seed = chosen_seed(vars(args))
-        self.train, self.valid = load_for_evaluation(args.dataset_path)
-        logger.info("%s: %d dialogs to evaluate on", self.name, len(self.valid))
-
-    def start(self, eval_type: str, agent: DialogAgent) -> tuple[int, Iterator[dict[str, float]]]:
-        """Return the number of examples and an iterator that scores them, yielding the figures so far."""
-        self.agent = agent
-        examples = [
-            Example(Context(dialog["personality"], utterance["history"]), utterance["candidates"])
-            for dialog in self.valid
-            for utterance in dialog["utterances"]
-        ]
-        if eval_type == "hits@1":
-            examples = self._with_distractors(examples)
-        if eval_type == "ppl":
-            self.words = WordPerplexity(agent.tokenizer, count_words(dictionary_texts(self.train, self.valid)))
-            logger.info("dictionary: %d entries", self.words.n_entries)
-        return len(examples), self._steps(eval_type, examples)
-
-    def _steps(self, eval_type: str, examples: Sequence[Example]) -> Iterator[dict[str, float]]:
-        score = {"hits@1": self._hits, "ppl": self._perplexities, "f1": self._f1}[eval_type]
-        totals: Counter = Counter()
-        for batch in shuffled_batches(examples, self.batch_size):
-            for summands in score(batch):
-                totals.update(summands)
-            yield figures(totals)
-
-    def _hits(self, batch: Sequence[Example]) -> list[dict[str, float]]:
-        scores = self.agent.rank_batch([(example.context, example.candidates) for example in batch])
-        return [hit_summands(gold_rank(e.candidates, row, e.gold)) for e, row in zip(batch, scores, strict=True)]
-
-    def _perplexities(self, batch: Sequence[Example]) -> list[dict[str, float]]:
-        scores = self.words.score(self.agent, [(example.context, example.gold) for example in batch])
-        return list(map(perplexity_summands, scores))
-
-    def _f1(self, batch: Sequence[Example]) -> list[dict[str, float]]:
-        replies = self.agent.reply_batch([example.context for example in batch], self.seed)
-        return [f1_summands(reply, example.gold) for reply, example in zip(replies, batch, strict=True)]
-
-    def _with_distractors(self, examples: Sequence[Example]) -> list[Example]:
-        """Give the examples that offer only the gold reply the distractors that validation draws in training."""
-        if all(len(example.candidates) > 1 for example in examples):
-            return list(examples)
-        split = DialogSplit(build_arrays({"valid": self.valid}, self.agent.tokenizer), "valid")
-        text_of = {tuple(split[i].candidates[-1]): example.gold for i, example in enumerate(examples)}
-        drawn = []
-        for i, example in enumerate(examples):
-            if len(example.candidates) == 1:
-                distractors = split.example(i, n_drawn=N_VALIDATION_DISTRACTORS).candidates[:-1]
-                example = Example(example.context, [*(text_of[tuple(ids)] for ids in distractors), example.gold])
-            drawn.append(example)
-        if n_single := sum(len(example.candidates) == 1 for example in drawn):
-            logger.warning("%d examples have a single candidate, which is a hit by definition", n_single)
-        return drawn
-
-
-def shuffled_batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
-    """Return batches of examples of similar length, in an order that makes those done at any time a fair sample."""
-    by_length = sorted(examples, key=lambda example: example.n_characters)
-    batches = [by_length[start : start + batch_size] for start in range(0, len(examples), batch_size)]
-    random.Random(0).shuffle(batches)
-    return batches
 
 
 class ParlaiEvaluation:
@@ -518,68 +380,6 @@ def __getattr__(name: str):
     if name == "TransformerAgent":
         return agent_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def print_final_line(eval_type: str, result: Result) -> None:
-    """Print the line that the published script ended with."""
-    if not result.figures.get("n_examples"):
-        print(f"{eval_type}: interrupted before anything was scored")
-        return
-    partial = f" (partial: {result.n_done} of {result.n_total} examples)" if result.interrupted else ""
-    print(FINAL_LINES[eval_type].format(result.figures[eval_type]) + partial, flush=True)
-
-
-def print_table(results: Mapping[str, Result], data: str) -> None:
-    """Print our figures beside the published ones."""
-    ours = {name: value for result in results.values() for name, value in result.figures.items()}
-
-    def cell(name: str, scale: float) -> str:
-        return f"{scale * ours[name]:.2f}" if name in ours else "-"
-
-    is_partial = any(result.interrupted for result in results.values())
-    n_examples = max(result.n_done for result in results.values())
-    rows = {"this run" + (" (partial)" if is_partial else ""): (cell("hits@1", 100), cell("ppl", 1), cell("f1", 100))}
-    print(f"\n{'':32}{'hits@1 %':>12}{'word ppl':>12}{'F1 %':>12}")
-    for label, cells in (rows | PUBLISHED).items():
-        print(f"{label:32}" + "".join(f"{value:>12}" for value in cells))
-    print(f"this run: {n_examples} examples of {data}; published: ConvAI2's 7,801, 20 candidates each")
-    if "hits@5" in ours:
-        print(f"hits@5 {cell('hits@5', 100)} %, hits@10 {cell('hits@10', 100)} %")
-    if "ppl" in ours:
-        print(f"word perplexity over all pieces of a word (the honest definition): {cell('ppl_all_pieces', 1)}")
-        print(
-            f"words scored: {ours['n_words']:.0f}, skipped, as the dictionary lacks them: {ours['n_words_skipped']:.0f}"
-        )
-        print(f"token perplexity (per BPE token; not to be compared with those per word): {cell('token_ppl', 1)}")
-
-
-def check_output(path: str) -> None:
-    """Refuse an --output that cannot be written before hours are spent."""
-    if not path:
-        return
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        open(path, "a").close()
-    except OSError as error:
-        raise UserError(f"--output {path} cannot be written ({error.strerror}); choose another file.") from error
-
-
-def write_json(args: Namespace, results: Mapping[str, Result], data: str) -> None:
-    """Write options, figures and the published figures to `--output`."""
-    content = {
-        "data": data,
-        "options": vars(args),
-        "partial": any(result.interrupted for result in results.values()),
-        "results": {
-            name: {"n_total": result.n_total}
-            | {key: value if math.isfinite(value) else None for key, value in result.figures.items()}
-            for name, result in results.items()
-        },
-        "published": {
-            label: dict(zip(("hits@1 %", "word ppl", "F1 %"), cells, strict=True)) for label, cells in PUBLISHED.items()
-        },
-    }
-    Path(args.output).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

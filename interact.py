@@ -19,7 +19,7 @@ from pathlib import Path
 
 from errors import UserError, report_user_errors
 from example_world import example_dataset
-from options import chat_parser, precision_of
+from options import chat_parser, chosen_seed, precision_of
 from pretrained import locate_finetuned, read_text
 from terminal import Terminal, plain_line, settled
 from tokenization import join_punctuation
@@ -100,7 +100,7 @@ def load_agent(args: Namespace, folder: Path):
         pre_tokenization=args.tokenization,
         max_history=args.max_history,
         settings=settings,
-        seed=42 if args.seed is None else args.seed,
+        seed=chosen_seed(vars(args)),
     )
     agent.tokenizer.encode("hello")  # imports spaCy, which the first reply should not have to wait for
     return agent
@@ -274,16 +274,7 @@ def split_sentences(text: str) -> list[str]:
 def parse_setting(name: str, text: str, kind: type):
     """Return the value of a setting as its type; ValueError where the text is none."""
     if kind is bool:
-        words = {
-            "on": True,
-            "true": True,
-            "yes": True,
-            "1": True,
-            "off": False,
-            "false": False,
-            "no": False,
-            "0": False,
-        }
+        words = dict.fromkeys(("on", "true", "yes", "1"), True) | dict.fromkeys(("off", "false", "no", "0"), False)
         if text.lower() not in words:
             raise ValueError(f"{name} is on or off, not {text!r}")
         return words[text.lower()]

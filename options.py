@@ -236,6 +236,11 @@ def precision_of(options: Mapping[str, Any]) -> str:
     return next((name for name in ("bf16", "int8") if options[name]), "fp32")
 
 
+def chosen_seed(options: Mapping[str, Any]) -> int:
+    """Return the seed that replies are sampled with: without one of `--seed` they are the same every time, too."""
+    return 42 if options["seed"] is None else options["seed"]
+
+
 def add_input_options(group) -> None:
     """Add how a fine-tuned model's input is built."""
     group.add_argument(

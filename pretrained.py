@@ -41,7 +41,7 @@ def locate_finetuned(model: str, model_checkpoint: str = "") -> Path:
     """Return the local folder of a fine-tuned model: `model_checkpoint` where that is given, otherwise `model`.
 
     The `model` "openai-gpt" is the released fine-tuned one, downloaded once; others are as for `locate_checkpoint`.
-    Raises UserError for the name of a model that is only pre-trained.
+    Raises UserError for the name of a model that is only pre-trained, or for a folder without config.json.
     """
     if model == "openai-gpt" and not model_checkpoint:
         advice = "To chat without a network, train a small model with `bash scripts/demo.sh`, or give the folder of a "
@@ -51,7 +51,9 @@ def locate_finetuned(model: str, model_checkpoint: str = "") -> Path:
         raise UserError(f"{name} is only pre-trained and has not learned to hold a dialog: a fine-tuned model is "
                         f"needed. Train one with `python train.py --model {name}` and give its run folder with "
                         "--model_checkpoint.")  # fmt: skip
-    return locate_checkpoint(name)
+    folder = locate_checkpoint(name)
+    read_config(folder)  # a folder that is no checkpoint at all is refused as that
+    return folder
 
 
 def read_config(folder: Path) -> dict:

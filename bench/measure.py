@@ -3,7 +3,10 @@
 Speeds of one machine drift (other processes, turbo clocks), so the ways take turns and are compared turn by turn.
 """
 
+import ctypes
+import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -57,11 +60,20 @@ def reset_peak_memory() -> int | None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
+    return_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _resident_bytes("VmRSS")
     except OSError:  # not Linux, or not allowed
         return None
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what was freed, or it would hide how much is used next. With glibc only."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
 
 
 def peak_memory() -> int:

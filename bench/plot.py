@@ -1,4 +1,5 @@
-"""Draws what the benchmarks measured: how many times as fast as the plain reference, and what an example costs.
+"""Shows what the benchmarks measured, as a plot and as a table in Markdown: how many times as fast as the plain
+reference, and what an example costs.
 
     python -m bench.plot bench/results/*.jsonl --output bench/results/speed.png
 
@@ -38,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("bench/results/speed.png"), help="the image")
     options = parser.parse_args(arguments)
     reports = read_reports(options.files)
+    print(table(reports), end="")
     figure, (left, candidates, history) = plt.subplots(1, 3, figsize=(14, 4.2), width_ratios=(2, 1.2, 1.2))
-    draw_ratios(left, [report for report in reports if report["name"] in LABELS])
+    draw_ratios(left, in_order(reports)[::-1])
     draw_cost(candidates, reports, "candidates")
     draw_cost(history, reports, "history")
     figure.suptitle(f"Against a plain implementation in the same run: {reports[0]['model']}; {reports[0]['device']}")
@@ -59,9 +61,34 @@ def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
     return reports
 
 
+def table(reports: list[dict[str, Any]]) -> str:
+    """Return the benchmarks with both sides' speed, their ratio and memory beyond the model, in Markdown."""
+    lines = [
+        "| work | numbers | ours | reference, fp32 | ratio | memory, MB | reference's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for report in in_order(reports):
+        ours, reference = (f"{report[side]:.3g}" for side in ("ours", "reference"))
+        memory = [f"{report[key]:,}" if report[key] else "" for key in ("peak_mb", "reference_peak_mb")]
+        cells = [
+            LABELS[report["name"]],
+            report["dtype"],
+            f"{ours} {report['unit']}",
+            reference,
+            f"{report['ratio']:.1f}",
+        ]
+        lines.append(f"| {' | '.join([*cells, *memory])} |")
+    return "\n".join(lines) + "\n"
+
+
+def in_order(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the reports of LABELS in the order of these."""
+    known = [report for report in reports if report["name"] in LABELS]
+    return sorted(known, key=lambda report: (list(LABELS).index(report["name"]), list(COLOURS).index(report["dtype"])))
+
+
 def draw_ratios(axes, reports: list[dict[str, Any]]) -> None:
     """Draw a bar for each benchmark and precision: how many times as fast as the reference in fp32."""
-    reports = sorted(reports, key=lambda report: (list(LABELS).index(report["name"]), report["dtype"]), reverse=True)
     labels = [f"{LABELS[report['name']]}, {report['dtype']}" for report in reports]
     labels = [label.removesuffix(", fp32") for label in labels]
     bars = axes.barh(labels, [report["ratio"] for report in reports], color=[COLOURS[r["dtype"]] for r in reports])

@@ -17,13 +17,14 @@ from conftest import DEVELOPMENT_DATA, ROOT, TEXTS, tiny_model
 
 import convai_evaluation
 from agent import Context, DialogAgent
-from convai_evaluation import OwnEvaluation, ParlaiEvaluation, agent_class, evaluate, import_parlai, parlai_options
+from convai_evaluation import ParlaiEvaluation, agent_class, evaluate, import_parlai, parlai_options
 from convai_metrics import best_first, count_words, dictionary_texts, f1_score, gold_rank, hit_summands, split_words
 from decoding import DecodingSettings
 from errors import UserError
 from formats import read_splits
 from model import save_model
 from options import evaluation_parser
+from own_evaluation import OwnEvaluation
 from store import Example
 from tokenization import train_vocabulary
 from utils import build_candidate_tree, collate_trees

@@ -19,7 +19,7 @@ from conftest import DEVELOPMENT_DATA, ROOT, TEXTS, make_dialogs, tiny_model
 import convai_evaluation
 from agent import Context, DialogAgent
 from bench import reference
-from convai_evaluation import OwnEvaluation, evaluate, print_final_line, print_table, run
+from convai_evaluation import evaluate
 from convai_metrics import (
     SPECIAL_ENTRIES,
     WordPerplexity,
@@ -38,9 +38,11 @@ from convai_metrics import (
 )
 from decoding import DecodingSettings
 from errors import UserError
+from evaluation_report import print_final_line, print_table, run
 from formats import load_for_evaluation, read_splits
 from model import save_model
 from options import training_parser
+from own_evaluation import OwnEvaluation
 from store import DialogSplit, build_arrays
 from tokenization import load_tokenizer, train_vocabulary
 from train import create_evaluator, prepare_parts

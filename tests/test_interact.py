@@ -128,6 +128,13 @@ def test_piped_lines_are_answered_a_line_each(chat, checkpoint):
     assert chat("hi\nhow are you?\nbye\n", *RANDOM_MODEL_OPTIONS)[0] == output  # decoding is seeded by 42
 
 
+def test_a_folder_that_is_no_checkpoint_is_refused_as_that(chat, tmp_path):
+    (tmp_path / "empty").mkdir()
+    output, notes, status = chat("hi\n", "--model_checkpoint", tmp_path / "empty")
+    assert (output, status) == ("", 2)
+    assert notes.splitlines()[-1].startswith(f"error: {tmp_path / 'empty'} has no config.json")
+
+
 @pytest.mark.parametrize("precision", ["--bf16", "--int8"])
 def test_lower_precision_answers_too(chat, precision):
     output, _, status = chat("hi\nhow are you?\n", *RANDOM_MODEL_OPTIONS, precision)

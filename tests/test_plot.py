@@ -3,21 +3,22 @@
 import json
 
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from bench import plot
 
 
 def report(name: str, **values) -> dict:
-    return {
-        "name": name,
+    sides = {
         "ours": 10.0,
         "reference": 1.0,
+        "unit": "examples/s",
         "ratio": 10.0,
-        "dtype": "fp32",
-        "model": "m",
-        "device": "d",
-    } | values
+        "peak_mb": 0,
+        "reference_peak_mb": 1234,
+    }
+    return {"name": name, "dtype": "fp32", "model": "m", "device": "d"} | sides | {"reference_peak_mb": 1234} | values
 
 
 def test_a_plot_of_all_benchmarks(tmp_path):
@@ -30,6 +31,20 @@ def test_a_plot_of_all_benchmarks(tmp_path):
     with Image.open(image) as drawn:
         assert drawn.size[0] > 1000
         assert len(drawn.convert("RGB").getcolors(maxcolors=10**6)) > 50
+
+
+def test_the_table_has_a_row_for_each_benchmark_and_precision():
+    reports = [report("reply", dtype="int8", ratio=21.26), report("cost-history-2"), report("train"), report("reply")]
+    assert plot.table(reports).splitlines()[2:] == [
+        "| training, 4 candidates | fp32 | 10 examples/s | 1 | 10.0 |  | 1,234 |",
+        "| a reply of 20 tokens | fp32 | 10 examples/s | 1 | 10.0 |  | 1,234 |",
+        "| a reply of 20 tokens | int8 | 10 examples/s | 1 | 21.3 |  | 1,234 |",
+    ]
+
+
+def test_the_readme_shows_the_stored_results():
+    results = sorted((ROOT / "bench" / "results").glob("*.jsonl"))
+    assert plot.table(plot.read_reports(results)) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("content", ["", "ours 10.0", "[]]"])
