@@ -26,7 +26,7 @@ from errors import UserError
 from model_config import ModelConfig
 from pretrained import read_config
 from tokenization import DialogTokenizer
-from transformer import Dropout, Transformer, embed_tokens, tree_mask
+from transformer import Dropout, Mask, Transformer, embed_tokens, tree_mask
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +93,9 @@ class DoubleHeadsModel(nn.Module):
         return DoubleHeadsOutput(lm_logits, scores.masked_fill(~present, -math.inf))
 
     def next_token_logits(
-        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, mask: Tensor, cache=None
+        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, mask: Mask, cache=None
     ) -> Tensor:
-        """Return the logits (B, V) of what follows ids (B, T) under mask (B, 1, T, K); `cache` as in Transformer."""
+        """Return the logits (B, V) of what follows ids (B, T) under a mask of T rows; `cache` as in Transformer."""
         slots = torch.arange(input_ids.numel(), device=self.device)
         last_rows = slots.view(input_ids.shape)[:, -1]
         x, weight = embed_tokens(self.transformer.tokens_embed.weight, input_ids.flatten(), token_type_ids.flatten())

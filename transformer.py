@@ -7,6 +7,8 @@ Shapes: B sequences, T positions of the longest, P tokens of all, D width, V voc
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model_config import ModelConfig
 
+ROWS_OF_BLOCK = 64  # of candidates, in attention on CPUs
 _ACTIVATIONS = {
     "gelu": nn.GELU(),
     "gelu_new": nn.GELU(approximate="tanh"),
@@ -59,6 +62,24 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: Dro
     return dropout(scores.masked_fill(~mask, -math.inf).softmax(-1)) @ value
 
 
+def attend_by_blocks(query: Tensor, key: Tensor, value: Tensor, mask: "Mask", dropout: Dropout) -> Tensor:
+    """Return what `attend` does, computed in the mask's blocks of rows where it has some."""
+    if not mask.blocks:
+        return attend(query, key, value, mask.visible, dropout)
+    n_shared = mask.blocks[0].end
+    parts = []
+    for start, first_key, end in mask.blocks:
+
+        def seen(x: Tensor, dim: int, first_key=first_key, end=end) -> Tensor:
+            own = x.narrow(dim, first_key, end - first_key)
+            return torch.cat([x.narrow(dim, 0, n_shared), own], dim) if first_key else own
+
+        rows = slice(start, end)
+        visible = seen(mask.visible[:, :, rows], 3)
+        parts.append(attend(query[:, :, rows], seen(key, 2), seen(value, 2), visible, dropout))
+    return torch.cat(parts, dim=2)
+
+
 class Attention(nn.Module):
     """Multi-head scaled-dot-product attention; `forward` stops before the output projection (see Block)."""
 
@@ -70,12 +91,12 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, slots: Tensor, mask: Tensor, cache=None) -> Tensor:
+    def forward(self, x: Tensor, slots: Tensor, mask: "Mask", cache=None) -> Tensor:
         """Return the heads' results (B * T, D) for x (P, D), whose rows stand at `slots` (P,) of the grid (B * T).
 
-        mask (B, 1, T, K) is True for what a row sees. K is T, or T and what `cache` (see Transformer) holds already.
+        The mask is for K keys: T, or T and what `cache` (see Transformer) holds already.
         """
-        batch, _, length, _ = mask.shape
+        batch, _, length, _ = mask.visible.shape
         width = x.shape[1]
         qkv = self.c_attn(x)
         if len(x) < batch * length:
@@ -84,7 +105,7 @@ class Attention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
         if cache is not None:
             key, value = cache.update(key, value, self.layer)
-        heads = attend(query, key, value, mask, self.dropout)
+        heads = attend_by_blocks(query, key, value, mask, self.dropout)
         return heads.transpose(1, 2).reshape(batch * length, width)
 
 
@@ -113,7 +134,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, slots: Tensor, mask: Tensor, rows: Tensor | None = None, cache=None) -> Tensor:
+    def forward(self, x: Tensor, slots: Tensor, mask: "Mask", rows: Tensor | None = None, cache=None) -> Tensor:
         """Map x (P, D) to (P, D), or, given `rows` (R,) into P, to just those (R, D). The rest as in Attention."""
         attended = self.attn(self.ln_1(x) if self.norm_first else x, slots, mask, cache)
         if rows is not None:  # beyond attention every row stands alone: skip those nobody reads
@@ -167,11 +188,11 @@ class Transformer(nn.Module):
             block.compile(dynamic=True, backend=backend)
 
     def forward(
-        self, x: Tensor, position_ids: Tensor, slots: Tensor, mask: Tensor, rows: Tensor | None = None, cache=None
+        self, x: Tensor, position_ids: Tensor, slots: Tensor, mask: "Mask", rows: Tensor | None = None, cache=None
     ) -> Tensor:
         """Return the hidden states (P, D) of embedded tokens x (P, D), each of which sees what the mask says.
 
-        `slots` (P,) points into the flattened B * T positions of mask (B, 1, T, K). Only (R, D) come out where `rows`
+        `slots` (P,) points into the flattened B * T positions of the mask. Only (R, D) come out where `rows`
         (R,) into P are given. `cache` holds the keys and values of earlier positions and takes in those of these: an
         object whose `update(key, value, layer)` returns all so far, such as transformers' DynamicCache.
         """
@@ -185,8 +206,23 @@ class Transformer(nn.Module):
         return self.ln_f(x) if hasattr(self, "ln_f") else x
 
 
-def tree_mask(branch_ids: Tensor, n_queries: int | None = None) -> Tensor:
-    """Return who sees whom, (B, 1, Q, T) bool, for branch_ids (B, T): 0 context, k the k-th candidate, -1 padding.
+class RowBlock(NamedTuple):
+    """Rows `start` to `end` of a grid, which see no keys but the shared first ones and those from `first_key` on."""
+
+    start: int
+    first_key: int
+    end: int
+
+
+class Mask(NamedTuple):
+    """Who sees whom in attention."""
+
+    visible: Tensor  # (B, 1, Q, K) bool: rows are queries
+    blocks: Sequence[RowBlock] = ()  # all rows, in order; the end of the first is how many keys all others share
+
+
+def tree_mask(branch_ids: Tensor, n_queries: int | None = None) -> Mask:
+    """Return who sees whom for branch_ids (B, T): 0 context, k the k-th candidate, -1 padding.
 
     The rows are the last `n_queries` positions, by default all: with a cache, those before need no computing. A row
     sees itself and what stands before it that is context or of its own branch. Padding sees padding: a row that sees
@@ -197,4 +233,22 @@ def tree_mask(branch_ids: Tensor, n_queries: int | None = None) -> Tensor:
     causal = torch.ones(length, length, dtype=torch.bool, device=branch_ids.device).tril()[length - n_queries :]
     rows, columns = branch_ids[:, length - n_queries :, None], branch_ids[:, None, :]
     visible = (rows == columns) | ((columns == 0) & (rows > 0))
-    return (visible & causal)[:, None]
+    # Elsewhere one large product is faster than some small ones, and reading branch_ids would wait for the device.
+    blocks = row_blocks(branch_ids) if branch_ids.device.type == "cpu" and n_queries == length else ()
+    return Mask((visible & causal)[:, None], blocks)
+
+
+def row_blocks(branch_ids: Tensor) -> list[RowBlock]:
+    """Return the context's rows as one block, and those of the candidates in blocks of about ROWS_OF_BLOCK.
+
+    Most pairs of candidate rows belong to different candidates: blocks leave nearly all of these out.
+    """
+    length = branch_ids.shape[1]
+    n_context = max(1, int((branch_ids == 0).sum(dim=1).max()))
+    blocks = [RowBlock(0, 0, n_context)]
+    for start in range(n_context, length, ROWS_OF_BLOCK):
+        # Of the branches that the first row cuts through, the one that began first.
+        before = (branch_ids[:, :start] == branch_ids[:, start : start + 1]) & (branch_ids[:, start : start + 1] > 0)
+        first_key = start - int(before.sum(dim=1).max())
+        blocks.append(RowBlock(start, max(n_context, first_key), min(length, start + ROWS_OF_BLOCK)))
+    return blocks

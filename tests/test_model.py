@@ -138,7 +138,7 @@ def test_from_scratch_reads_the_config_only(tmp_path, tokenizer):
 
 def test_tree_mask_by_hand():
     # Context of two, a branch of two, a branch of one, a padding position.
-    seen = tree_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0].int().tolist()
+    seen = tree_mask(torch.tensor([[0, 0, 1, 1, 2, -1]])).visible[0, 0].int().tolist()
     assert seen == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],

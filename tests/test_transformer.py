@@ -1,14 +1,16 @@
 """The transformer's own arithmetic against torch's plain way: embeddings, dropout, attention, packing."""
 
 import math
+import random
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TEXTS, tiny_model
 
+import transformer
 from tokenization import train_vocabulary
-from transformer import Dropout, attend, embed_tokens
+from transformer import Dropout, attend, attend_by_blocks, embed_tokens, row_blocks, tree_mask
 from utils import build_candidate_tree, collate_trees
 
 
@@ -87,3 +89,31 @@ def test_compiled_blocks_compute_the_same_and_keep_their_names():
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     compiled.train()(**batch.model_inputs()).mc_logits.sum().backward()
     assert all(weight.grad is not None for weight in compiled.transformer.h[0].parameters())
+
+
+def test_row_blocks_by_hand(monkeypatch):
+    monkeypatch.setattr(transformer, "ROWS_OF_BLOCK", 2)
+    # Contexts of 3 and 2; the second block begins within branch 1 of the second tree, the third within 2 of the first.
+    branch_ids = torch.tensor([[0, 0, 0, 1, 2, 2, 2], [0, 0, 1, 1, 1, 1, -1]])
+    assert row_blocks(branch_ids) == [(0, 0, 3), (3, 3, 5), (5, 3, 7)]
+    assert row_blocks(torch.tensor([[0, 1, 2, 2, 2, 3, 3]])) == [(0, 0, 1), (1, 1, 3), (3, 2, 5), (5, 5, 7)]
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 8, 1000])
+def test_attention_by_blocks_equals_attention_at_once(n_rows, monkeypatch):
+    monkeypatch.setattr(transformer, "ROWS_OF_BLOCK", n_rows)
+    drawn = random.Random(n_rows)
+    for _ in range(20):
+        rows = [
+            [0] * drawn.randint(1, 9) + [b for b in range(1, drawn.randint(2, 6)) for _ in range(drawn.randint(1, 6))]
+            for _ in range(3)
+        ]
+        length = max(map(len, rows))
+        mask = tree_mask(torch.tensor([row + [-1] * (length - len(row)) for row in rows]))
+        query, key, value = torch.randn(3, 3, 2, length, 4)
+        by_blocks = attend_by_blocks(query, key, value, mask, Dropout(0.0))
+        at_once = attend_by_blocks(query, key, value, mask._replace(blocks=()), Dropout(0.0))
+        assert len(mask.blocks) > 1 and torch.isfinite(by_blocks).all()
+        # Padding, which nobody reads, sees other padding.
+        for b, row in enumerate(rows):
+            torch.testing.assert_close(by_blocks[b, :, : len(row)], at_once[b, :, : len(row)])
