@@ -68,11 +68,11 @@ def table(reports: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for report in in_order(reports):
-        ours, reference = (f"{report[side]:.3g}" for side in ("ours", "reference"))
+        ours, reference = (f"{float(f'{report[side]:.3g}'):,g}" for side in ("ours", "reference"))
         memory = [f"{report[key]:,}" if report[key] else "" for key in ("peak_mb", "reference_peak_mb")]
         cells = [
             LABELS[report["name"]],
-            report["dtype"],
+            "" if report["name"] == "data" else report["dtype"],
             f"{ours} {report['unit']}",
             reference,
             f"{report['ratio']:.1f}",
