@@ -130,7 +130,7 @@ def test_piped_lines_are_answered_a_line_each(chat, checkpoint):
 
 def test_a_folder_that_is_no_checkpoint_is_refused_as_that(chat, tmp_path):
     (tmp_path / "empty").mkdir()
-    output, notes, status = chat("hi\n", "--model_checkpoint", tmp_path / "empty")
+    output, notes, status = chat("hi\n", model=tmp_path / "empty")
     assert (output, status) == ("", 2)
     assert notes.splitlines()[-1].startswith(f"error: {tmp_path / 'empty'} has no config.json")
 
