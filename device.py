@@ -1,8 +1,12 @@
 """The device that a script computes on."""
 
+import logging
+
 import torch
 
 from errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def has_fast_bf16(device: torch.device | str) -> bool:
@@ -11,6 +15,12 @@ def has_fast_bf16(device: torch.device | str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return kind != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def warn_if_bf16_is_slow(device: torch.device | str) -> None:
+    """Log a warning where `has_fast_bf16` is false of the device."""
+    if not has_fast_bf16(device):
+        logger.warning("this processor has no bf16 instructions: --bf16 will be slow here; leave it out.")
 
 
 def choose_device(name: str) -> torch.device:

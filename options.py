@@ -358,7 +358,7 @@ def _number(text: str, kind: type, wanted: str, holds):
     return value
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """Reports a wrong option in one line, without the usage of dozens of options around it."""
 
     def error(self, message: str):
@@ -374,4 +374,4 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
-    return _OneLineParser(description=description, formatter_class=_HelpFormatter)
+    return OneLineParser(description=description, formatter_class=_HelpFormatter)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from device import has_fast_bf16
+from device import warn_if_bf16_is_slow
 from errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ class Precision:
         self.level = level or "O0"
         if bf16 and self.level != "O0":
             raise UserError(f"--fp16 {level} and --bf16 exclude each other; leave one out.")
-        if bf16 and not has_fast_bf16(device):
-            logger.warning("this processor has no bf16 instructions: --bf16 will be slow here; leave it out.")
+        if bf16:
+            warn_if_bf16_is_slow(device)
         self.device_type = torch.device(device).type
         self.apex_amp = import_apex_amp() if self.level != "O0" else None
         scales = self.level in ("O1", "O2")

@@ -8,18 +8,15 @@ et al., 2022, arXiv 2208.07339; without their separate treatment of outliers.) T
 multiple-choice head stay in fp32.
 """
 
-import logging
 import warnings
 
 import torch
 from torch import Tensor, nn
 
-from device import has_fast_bf16
+from device import warn_if_bf16_is_slow
 from errors import UserError
 from model import DoubleHeadsModel
 from transformer import Conv1D
-
-logger = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -27,11 +24,12 @@ PRECISIONS = ("fp32", "bf16", "int8")
 def lower_precision(model: DoubleHeadsModel, precision: str) -> DoubleHeadsModel:
     """Turn a model, in place, into one for inference only; `precision` is one of PRECISIONS.
 
-    Raises UserError for int8 where the device or this build of torch cannot compute with it.
+    Raises ValueError for any other, UserError for int8 where device or this build of torch cannot compute with it.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if precision == "bf16":
-        if not has_fast_bf16(model.device):
-            logger.warning("this processor has no bf16 instructions: --bf16 will be slow here; leave it out.")
+        warn_if_bf16_is_slow(model.device)
         model.to(torch.bfloat16)
     elif precision == "int8":
         if model.device.type != "cpu":

@@ -134,7 +134,7 @@ def prepare_loaders(
                            max_positions=config.n_positions, history_start=config.history_start)  # fmt: skip
     train = make_dataset(splits["train"], num_candidates=args.num_candidates, n_rotations=args.personality_permutations)
     valid = make_dataset(splits["valid"])
-    # A GPU computes an update in about the time that preparing the next one takes; a CPU takes a hundred times as long.
+    # On a CPU preparing an update takes a thousandth of its time; a GPU should not have to wait for it.
     n_workers = (2 if device.type == "cuda" else 0) if args.num_workers is None else args.num_workers
     make_loader = partial(DataLoader, num_workers=n_workers, persistent_workers=n_workers > 0,
                           pin_memory=device.type == "cuda")  # fmt: skip

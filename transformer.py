@@ -233,7 +233,7 @@ def tree_mask(branch_ids: Tensor, n_queries: int | None = None) -> Mask:
     causal = torch.ones(length, length, dtype=torch.bool, device=branch_ids.device).tril()[length - n_queries :]
     rows, columns = branch_ids[:, length - n_queries :, None], branch_ids[:, None, :]
     visible = (rows == columns) | ((columns == 0) & (rows > 0))
-    # Elsewhere one large product is faster than some small ones, and reading branch_ids would wait for the device.
+    # Elsewhere reading branch_ids would wait for the device.
     blocks = row_blocks(branch_ids) if branch_ids.device.type == "cpu" and n_queries == length else ()
     return Mask((visible & causal)[:, None], blocks)
 

@@ -10,10 +10,11 @@ over the turns of how many times as fast ours is. Weights are random, as speed d
 import argparse
 import importlib
 import json
+import logging
 import sys
 
 from errors import report_user_errors
-from options import add_device_option, non_negative_int, positive_int
+from options import OneLineParser, add_device_option, non_negative_int, positive_int
 
 MODULE_OF = {"train": "training", "hits": "scoring", "ppl": "scoring", "reply": "replies", "f1": "replies",
              "data": "data", "cost": "cost"}  # fmt: skip
@@ -26,6 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from bench.setting import Setting
 
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)  # it would report an interrupt beside our own line
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     setting = Setting(options)
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    own = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n")[0])
+    own = OneLineParser(prog="python -m bench", description=__doc__.split("\n")[0])
     own.add_argument("names", nargs="+", choices=MODULE_OF, metavar="NAME", help=", ".join(MODULE_OF))
     own.add_argument(
         "--tokenizer",

@@ -6,7 +6,6 @@ reference, and what an example costs.
 Reads the lines that `python -m bench` prints. Needs matplotlib (requirements-dev.txt).
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from errors import UserError, report_user_errors
+from options import OneLineParser
 
 LABELS = {
     "train": "training, 4 candidates",
@@ -34,7 +34,7 @@ COLOURS = {"fp32": "#33628d", "bf16": "#3a9679", "int8": "#c77b30"}
 
 @report_user_errors
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.plot", description=__doc__.split("\n")[0])
+    parser = OneLineParser(prog="python -m bench.plot", description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what `python -m bench` printed")
     parser.add_argument("--output", type=Path, default=Path("bench/results/speed.png"), help="the image")
     options = parser.parse_args(arguments)
@@ -46,8 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw_cost(history, reports, "history")
     figure.suptitle(f"Against a plain implementation in the same run: {reports[0]['model']}; {reports[0]['device']}")
     figure.tight_layout()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.output, dpi=110)
+    try:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(options.output, dpi=110)
+    except OSError as error:
+        raise UserError(f"--output {options.output} cannot be written ({error.strerror}).") from error
 
 
 def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -56,6 +59,8 @@ def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
         reports = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line]
     except (OSError, ValueError) as error:
         raise UserError(f"not the output of `python -m bench`: {error}.") from error
+    if not all(isinstance(report, dict) and "name" in report for report in reports):
+        raise UserError(f"{', '.join(map(str, paths))}: not the output of `python -m bench`.")
     if not reports:
         raise UserError(f"{paths[0]} holds no reports; run `python -m bench NAME > {paths[0]}` first.")
     return reports
@@ -104,6 +109,9 @@ def draw_cost(axes, reports: list[dict[str, Any]], what: str) -> None:
     points = [report for report in reports if report["name"].startswith(f"cost-{what}-")]
     number = "num_candidates" if what == "candidates" else "max_history"
     points.sort(key=lambda report: report[number])
+    axes.set_visible(bool(points))
+    if not points:
+        return
     numbers = [report[number] for report in points]
     for side, colour in (("reference", "#999999"), ("ours", COLOURS["fp32"])):
         axes.plot(numbers, [1 / report[side] for report in points], marker="o", color=colour, label=side)

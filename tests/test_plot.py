@@ -47,7 +47,13 @@ def test_the_readme_shows_the_stored_results():
     assert plot.table(plot.read_reports(results)) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("content", ["", "ours 10.0", "[]]"])
+def test_a_plot_of_one_benchmark_alone(tmp_path):
+    (tmp_path / "x").write_text(json.dumps(report("hits")))
+    plot.main([str(tmp_path / "x"), "--output", str(tmp_path / "x.png")])
+    assert (tmp_path / "x.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("content", ["", "ours 10.0", "[]]", '{"a": 1}', "[1]"])
 def test_other_files_are_refused_in_one_line(tmp_path, content, capsys):
     (tmp_path / "x").write_text(content)
     with pytest.raises(SystemExit) as exit_info:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TEXTS, tiny_model
 
-import quantization
+import device
 from agent import Context, DialogAgent
 from errors import UserError
 from quantization import Int8Linear, lower_precision
@@ -69,13 +69,18 @@ def test_fp32_changes_nothing(tokenizer):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_an_unknown_precision_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, int8, not 'int4'"):
+        lower_precision(tiny_model(tokenizer), "int4")
+
+
 def test_int8_is_refused_on_gpus(tokenizer):
     with pytest.raises(UserError, match="--int8 is for CPUs, but the model is on meta; give --device cpu"):
         lower_precision(tiny_model(tokenizer).to("meta"), "int8")
 
 
 def test_slow_bf16_is_announced(tokenizer, caplog, monkeypatch):
-    monkeypatch.setattr(quantization, "has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(device, "has_fast_bf16", lambda _: False)
     with caplog.at_level(logging.WARNING):
         lower_precision(tiny_model(tokenizer), "bf16")
     assert "no bf16 instructions" in caplog.text
