@@ -6,6 +6,7 @@
 It prints nothing and reads no options. Contexts are cut and built as in training (utils).
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from decoding import DecodingSettings, generate_replies
 from device import choose_device
+from errors import NoFigure
 from model import DoubleHeadsModel, load_model
 from pretrained import locate_checkpoint
 from quantization import lower_precision
@@ -24,7 +26,18 @@ from store import TokenIds
 from tokenization import DialogTokenizer, load_tokenizer
 from utils import CandidateTree, build_candidate_tree, build_prompt, collate_trees, cut_history
 
+DEFAULT_MAX_HISTORY = 2  # as published
 TREES_ON_CPU = 4  # per forward pass: a sixth faster than 16, with 20 candidates and a full-size GPT
+
+
+logger = logging.getLogger(__name__)
+
+
+def chosen_max_history(given: int | None, recorded: int | None) -> int:
+    """Return how many exchanges are kept: what is given, else what was trained with; say where they differ."""
+    if given is not None and recorded is not None and given != recorded:
+        logger.warning("max_history %d is used, though the model was trained with %d", given, recorded)
+    return next(value for value in (given, recorded, DEFAULT_MAX_HISTORY) if value is not None)
 
 
 class Context(NamedTuple):
@@ -47,15 +60,16 @@ class DialogAgent:
         tokenizer: DialogTokenizer,
         persona: Sequence[str] = (),
         *,
-        max_history: int = 2,
+        max_history: int | None = None,
         settings: DecodingSettings | None = None,
         seed: int = 42,
     ):
-        """`max_history` exchanges are kept before the turn to answer; `seed` starts the draws of sampled replies."""
+        """`max_history` exchanges are kept before the turn to answer, by default as many as in training, or 2 where
+        that is unknown; `seed` starts the draws of sampled replies."""
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.persona = list(persona)
-        self.max_history = max_history
+        self.max_history = chosen_max_history(max_history, model.config.max_history)
         self.settings = settings or DecodingSettings()
         self.history: list[str] = []
         self._ids_of_reply: dict[str, TokenIds] = {}
@@ -71,17 +85,18 @@ class DialogAgent:
         *,
         device: str = "",
         precision: str = "fp32",
-        pre_tokenization: str | None = None,
+        tokenization: str | None = None,
+        dialog_token_ids: Sequence[int] | None = None,
         **options,
     ) -> "DialogAgent":
         """Load a fine-tuned checkpoint (see pretrained.locate_checkpoint); UserError where it cannot be had.
 
-        `device` is as for choose_device, `precision` for lower_precision, `pre_tokenization` for load_tokenizer;
-        `options` go to the constructor.
+        `device` is as for choose_device, `precision` for lower_precision, `tokenization` and `dialog_token_ids` for
+        load_tokenizer; `options` go to the constructor.
         """
         where = choose_device(device)
         folder = locate_checkpoint(path_or_name)
-        tokenizer = load_tokenizer(folder, pre_tokenization)
+        tokenizer = load_tokenizer(folder, tokenization, dialog_token_ids)
         model = lower_precision(load_model(folder, tokenizer).to(where), precision)
         return cls(model, tokenizer, persona, **options)
 
@@ -137,9 +152,19 @@ class DialogAgent:
         """
         return [self.tokenizer.decode(reply) for reply in self._generate(contexts, seed=seed)]
 
+    def check_ranking(self) -> None:
+        """Raise NoFigure where the ranking head has never been trained, so that its scores mean nothing."""
+        if not self.model.config.ranking_is_trained:
+            raise NoFigure("the model's ranking head has never been trained, so its scores would be random: there is "
+                           "no hits@1; give a model that was trained with candidates.")  # fmt: skip
+
     @torch.inference_mode()
     def rank_batch(self, questions: Sequence[tuple[Context, Sequence[str]]]) -> list[list[float]]:
-        """Return the scores of each context's candidates, in their order, each example as one tree."""
+        """Return the scores of each context's candidates, in their order, each example as one tree.
+
+        Raises NoFigure as check_ranking does.
+        """
+        self.check_ranking()
         encoded = [[tuple(ids) for ids in self._encode_all(candidates)] for _, candidates in questions]
         # Candidates of equal tokens share a branch, and so their score to the last bit.
         branches = [list(dict.fromkeys(candidates)) for candidates in encoded]

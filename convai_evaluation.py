@@ -8,7 +8,7 @@ Without --dataset_path it needs ParlAI, from requirements-parlai.txt or a clone 
 ../convai_evaluation.py ...`), and hands options that it does not know, such as -t TASK, to it.
 """
 
-from errors import UserError, report_user_errors
+from errors import NoFigure, UserError, report_user_errors
 from options import evaluation_options
 
 if __name__ == "__main__":
@@ -66,18 +66,28 @@ def main() -> None:
     evaluation = OwnEvaluation(args) if args.dataset_path else ParlaiEvaluation(args, for_parlai)
     agent = load_agent(vars(args), args.model)
     results = evaluate(evaluation, agent, args.eval_type)
-    print_table(results, evaluation.name)
-    if args.output:
-        write_json(args, results, evaluation.name)
+    refusals = [f"{eval_type}: {result.refusal}" for eval_type, result in results.items() if result.refusal]
+    if len(refusals) < len(results):
+        print_table(results, evaluation.name)
+        if args.output:
+            write_json(args, results, evaluation.name)
     if any(result.interrupted for result in results.values()):
         sys.exit(130)
+    if refusals:
+        raise UserError("; ".join(refusals))
 
 
 def evaluate(evaluation, agent: DialogAgent, eval_types: Sequence[str]) -> dict[str, Result]:
-    """Measure one after the other, until an interrupt."""
+    """Measure one after the other, until an interrupt; a figure that cannot be given does not stop the others."""
     results: dict[str, Result] = {}
     for eval_type in dict.fromkeys(eval_types):
-        results[eval_type] = run(eval_type, *evaluation.start(eval_type, agent))
+        try:
+            if eval_type == "hits@1":
+                agent.check_ranking()
+            results[eval_type] = run(eval_type, *evaluation.start(eval_type, agent))
+        except NoFigure as error:
+            results[eval_type] = Result.refused(str(error))
+            continue
         print_final_line(eval_type, results[eval_type])
         if results[eval_type].interrupted:
             break
@@ -94,7 +104,8 @@ def load_agent(options: Mapping[str, Any], model: str = "openai-gpt") -> DialogA
         locate_finetuned(model, options["model_checkpoint"]),
         device=options["device"],
         precision=precision_of(options),
-        pre_tokenization=options["tokenization"],
+        tokenization=options["tokenization"],
+        dialog_token_ids=options["dialog_token_ids"],
         max_history=options["max_history"],
         settings=settings,
     )
@@ -139,8 +150,8 @@ class ParlaiEvaluation:
             report = {name: metric.value() for name, metric in world.report().items()}
             n_examples = report.get("exs", 0)
             if n_examples and eval_type not in report:
-                raise UserError(f"ParlAI's task {self.name} offers no candidate replies, so there is no hits@1; choose "
-                                f"another task, {WITHOUT_PARLAI}, which draws some.")  # fmt: skip
+                raise NoFigure(f"ParlAI's task {self.name} offers no candidate replies, so there is no hits@1; choose "
+                               f"another task, {WITHOUT_PARLAI}, which draws some.")  # fmt: skip
             if n_examples:
                 yield {"n_examples": n_examples} | {name: report[name] for name in FIGURES[eval_type]}
 

@@ -15,7 +15,7 @@ import math
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -179,37 +179,79 @@ def perplexity(loss: float, n: int) -> float:
         return math.inf
 
 
+class Spelling:
+    """The pieces of every dictionary word, as `encode` spells them, and what the two definitions need of them."""
+
+    def __init__(self, tokenizer: DialogTokenizer, dictionary: Mapping[str, int], encode: Callable[[str], TokenIds]):
+        """`dictionary` maps words to their frequencies; words that the vocabulary cannot spell are left out."""
+        self.tokenizer = tokenizer
+        self.encode = encode
+        self.pieces: dict[str, tuple[int, ...]] = {}
+        for word in tqdm(dictionary, desc="dictionary", unit=" words", disable=None, leave=False):
+            if pieces := self.spell(word):
+                self.pieces[word] = pieces
+        # Built from what the encoder gives: the published table lacked GPT-2's leading space, and for GPT it did not
+        # split words such as "i'm" as the encoder does, so these looked up pieces that never occur there.
+        self.words_of_piece: dict[int, list[str]] = defaultdict(list)
+        self.words_of_pieces: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for word, pieces in self.pieces.items():
+            self.words_of_piece[pieces[0]].append(word)
+            self.words_of_pieces[pieces].append(word)
+        self.log_share = _log_shares(self.words_of_piece.values(), dictionary)
+        # Words that the encoder spells alike ("don't" with either apostrophe) are one event to the model.
+        self.log_share_alike = _log_shares(self.words_of_pieces.values(), dictionary)
+        self._prepare_boundaries()
+
+    def spell(self, word: str) -> tuple[int, ...]:
+        """Return a word's pieces as they occur in a reply; none where the vocabulary cannot spell it."""
+        pieces = tuple(self.encode(word))
+        return () if self.tokenizer.vocab.get(UNKNOWN_TOKEN) in pieces else pieces
+
+    def masks(self, log_probs: Tensor) -> Tensor:
+        """Return which of the V pieces of log_probs (..., V) start a dictionary word, and which end the word before
+        them: ones and zeros (V, 2)."""
+        n_padding = log_probs.shape[-1] - len(self._masks)  # rows of the model that stand for no piece
+        if n_padding > 0:
+            padding = torch.tensor([[0.0, 1.0]]).expand(n_padding, 2)
+            self._masks = torch.cat([self._masks, padding.to(self._masks)])
+        self._masks = self._masks.to(log_probs)
+        return self._masks
+
+    def _prepare_boundaries(self) -> None:
+        """Work out which pieces start a dictionary word, and which tell that the word before them has ended."""
+        starts_entry = torch.zeros(len(self.tokenizer))
+        starts_entry[list(self.words_of_piece)] = 1
+        begins_word = [self._may_begin_word(token) for token in self.tokenizer.tokens]
+        self._masks = torch.stack([starts_entry, torch.tensor(begins_word).float()], dim=1)  # (V, 2)
+        # GPT's pieces do not tell that "n't" belongs to the word before it: here a piece that makes another dictionary
+        # word of this one goes on with it, and any other ends it.
+        self.continuations: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        for pieces in self.words_of_pieces:
+            for n in range(1, len(pieces)):
+                if pieces[:n] in self.words_of_pieces and begins_word[pieces[n]]:
+                    self.continuations[pieces[:n]].add(pieces[n])
+
+    def _may_begin_word(self, token: str | None) -> bool:
+        special = token is None or token in self.tokenizer.special_ids
+        return self.tokenizer.family != "gpt2" or special or token[0] in _BYTE_LEVEL_SPACES + SENTENCE_MARKS
+
+
 class WordPerplexity:
     """Scores the words of gold replies, from one pass over each reply (published: one per word).
 
     A reply is read word by word, as the published script fed it: lower case, words joined by spaces. So a word's pieces
-    are always those that the dictionary knows it by, in GPT-2's vocabulary with the leading space.
+    are always those that the dictionary knows it by, in GPT-2's vocabulary with the leading space; for a model that was
+    trained without it at the beginning of utterances, the first word has a dictionary of its own.
     """
 
     def __init__(self, tokenizer: DialogTokenizer, dictionary: Mapping[str, int]):
         """`dictionary` maps words to their frequencies; words that the vocabulary cannot spell are left out."""
         self.tokenizer = tokenizer
         self.n_entries = len(dictionary)
-        self._pieces: dict[str, tuple[int, ...]] = {}
-        for word in tqdm(dictionary, desc="dictionary", unit=" words", disable=None, leave=False):
-            if pieces := self.spell(word):
-                self._pieces[word] = pieces
-        # Built from what the encoder gives: the published table lacked GPT-2's leading space, and for GPT it did not
-        # split words such as "i'm" as the encoder does, so these looked up pieces that never occur there.
-        self.words_of_piece: dict[int, list[str]] = defaultdict(list)
-        self._words_of_pieces: dict[tuple[int, ...], list[str]] = defaultdict(list)
-        for word, pieces in self._pieces.items():
-            self.words_of_piece[pieces[0]].append(word)
-            self._words_of_pieces[pieces].append(word)
-        self._log_share = _log_shares(self.words_of_piece.values(), dictionary)
-        # Words that the encoder spells alike ("don't" with either apostrophe) are one event to the model.
-        self._log_share_alike = _log_shares(self._words_of_pieces.values(), dictionary)
-        self._prepare_boundaries()
-
-    def spell(self, word: str) -> tuple[int, ...]:
-        """Return a word's pieces as they occur in a reply; none where the vocabulary cannot spell it."""
-        pieces = tuple(self.tokenizer.encode(word))
-        return () if self.tokenizer.vocab.get(UNKNOWN_TOKEN) in pieces else pieces
+        self.within = Spelling(tokenizer, dictionary, tokenizer.encode_within)
+        # The same for nearly all checkpoints, so it is not worked out twice.
+        starts_alike = tokenizer.encode("a") == tokenizer.encode_within("a")
+        self.first = self.within if starts_alike else Spelling(tokenizer, dictionary, tokenizer.encode)
 
     def score(self, agent: DialogAgent, questions: Sequence[tuple[Context, str]]) -> list[ReplyScore]:
         """Score gold replies in their contexts, all in one pass."""
@@ -225,31 +267,19 @@ class WordPerplexity:
 
         They do not sum to 1: that takes dividing by their sum.
         """
-        ids = [i for word in words for i in self.tokenizer.encode(word)]
+        ids = [i for number, word in enumerate(words) for i in self._spelling(number).encode(word)]
         probabilities = agent.reply_logits([(context, ids)])[0][-1].float().softmax(-1).tolist()
-        return {word: probabilities[self._pieces[word][0]] * math.exp(share) for word, share in self._log_share.items()}
+        table = self._spelling(len(words))
+        return {word: probabilities[table.pieces[word][0]] * math.exp(share) for word, share in table.log_share.items()}
 
-    def _prepare_boundaries(self) -> None:
-        """Work out which pieces start a dictionary word, and which tell that the word before them has ended."""
-        starts_entry = torch.zeros(len(self.tokenizer))
-        starts_entry[list(self.words_of_piece)] = 1
-        begins_word = [self._may_begin_word(token) for token in self.tokenizer.tokens]
-        self._masks = torch.stack([starts_entry, torch.tensor(begins_word).float()], dim=1)  # (V, 2)
-        # GPT's pieces do not tell that "n't" belongs to the word before it: here a piece that makes another dictionary
-        # word of this one goes on with it, and any other ends it.
-        self._continuations: dict[tuple[int, ...], set[int]] = defaultdict(set)
-        for pieces in self._words_of_pieces:
-            for n in range(1, len(pieces)):
-                if pieces[:n] in self._words_of_pieces and begins_word[pieces[n]]:
-                    self._continuations[pieces[:n]].add(pieces[n])
-
-    def _may_begin_word(self, token: str | None) -> bool:
-        special = token is None or token in self.tokenizer.special_ids
-        return self.tokenizer.family != "gpt2" or special or token[0] in _BYTE_LEVEL_SPACES + SENTENCE_MARKS
+    def _spelling(self, number: int) -> "Spelling":
+        """Return the table for the word of this number in a reply."""
+        return self.within if number else self.first
 
     def _plan(self, gold: str) -> "_Plan":
         words = split_words(gold)
-        spelled = [list(self._pieces.get(word) or self.tokenizer.encode(word)) for word in words]
+        tables = [self._spelling(number) for number in range(len(words))]
+        spelled = [list(t.pieces.get(word) or t.encode(word)) for t, word in zip(tables, words, strict=True)]
         ids = [i for pieces in spelled for i in pieces]
         as_it_stands = self.tokenizer.encode(gold)
         return _Plan(words, spelled, [ids] if ids == as_it_stands else [ids, as_it_stands])
@@ -269,17 +299,18 @@ class WordPerplexity:
     def _score_words(self, plan: "_Plan", log_probs: Tensor) -> list[WordScore]:
         ids = plan.sequences[0][: len(log_probs) - 1]
         of_piece = _gather(log_probs, range(len(ids)), ids)
-        self._masks = self._masks.to(log_probs)
-        sums = (log_probs.exp() @ self._masks).tolist()  # (T + 1, 2)
+        sums = (log_probs.exp() @ self.within.masks(log_probs)).tolist()  # (T + 1, 2)
+        if self.first is not self.within:
+            sums[0] = (log_probs[0].exp() @ self.first.masks(log_probs)).tolist()
         scores, start = [], 0
-        for word, pieces in zip(plan.words, plan.spelled, strict=True):
-            end = start + len(pieces)
-            if word in self._pieces and end <= len(ids):
+        for number, (word, pieces) in enumerate(zip(plan.words, plan.spelled, strict=True)):
+            end, table = start + len(pieces), self._spelling(number)
+            if word in table.pieces and end <= len(ids):
                 in_dictionary, ended = sums[start][0], sums[end][1]
-                more = list(self._continuations.get(tuple(pieces), ()))
+                more = list(table.continuations.get(tuple(pieces), ()))
                 ended -= math.fsum(map(math.exp, _gather(log_probs, [end] * len(more), more)))
-                published = of_piece[start] + self._log_share[word]
-                all_pieces = math.fsum(of_piece[start:end]) + self._log_share_alike[word] + _log(ended)
+                published = of_piece[start] + table.log_share[word]
+                all_pieces = math.fsum(of_piece[start:end]) + table.log_share_alike[word] + _log(ended)
                 scores.append(WordScore(word, published - _log(in_dictionary), all_pieces - _log(in_dictionary)))
             start = end
         return scores

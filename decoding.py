@@ -67,8 +67,8 @@ class DecodingSettings:
         """Whether chance decides: neither greedy nor beams."""
         return not self.no_sample and self.num_beams == 1
 
-    def generation_config(self, tokenizer: DialogTokenizer) -> GenerationConfig:
-        """Translate into transformers' terms."""
+    def generation_config(self, tokenizer: DialogTokenizer, vocab_size: int = 0) -> GenerationConfig:
+        """Translate into transformers' terms, for a model of `vocab_size` output rows."""
         options = {
             "max_new_tokens": self.max_length,
             "min_new_tokens": self.min_length,
@@ -78,8 +78,10 @@ class DecodingSettings:
             "eos_token_id": list(tokenizer.special_ids.values()),
             "pad_token_id": tokenizer.pad_id,
         }
-        if UNKNOWN_TOKEN in tokenizer.vocab:  # it stands for what has no token, and would show as "<unk>"
-            options["suppress_tokens"] = [tokenizer.vocab[UNKNOWN_TOKEN]]
+        # What stands for text without a token would show as "<unk>"; rows without one only pad the matrix.
+        unsayable = [tokenizer.vocab[UNKNOWN_TOKEN]] if UNKNOWN_TOKEN in tokenizer.vocab else []
+        if unsayable := [*unsayable, *range(len(tokenizer), vocab_size)]:
+            options["suppress_tokens"] = unsayable
         if self.num_beams > 1:
             # "never": search on while any beam could still beat the best; other rules stop at a guess.
             options |= {"length_penalty": self.length_penalty, "early_stopping": "never"}
@@ -239,7 +241,7 @@ def generate_replies(
         token_type_ids=padded("token_type_ids"),  # generation continues the last one, <speaker1>
         position_ids=positions.clamp(min=0),
         attention_mask=(positions >= 0).long(),
-        generation_config=settings.generation_config(tokenizer),
+        generation_config=settings.generation_config(tokenizer, model.config.vocab_size),
         logits_processor=LogitsProcessorList(processors),
         streamer=_TokenStream(on_token) if on_token else None,
         stopping_criteria=StoppingCriteriaList([_StopWhen(should_stop)] if should_stop else []),

@@ -11,6 +11,10 @@ class UserError(Exception):
     """A problem with what the user gave (a file, an option, the network): says what, where, and what to do."""
 
 
+class NoFigure(UserError):
+    """A figure that cannot be given, as it would mean nothing; others still can."""
+
+
 def report_user_errors(main: Callable) -> Callable:
     """Wrap a script's `main`: a UserError becomes one line on stderr and exit status 2, Ctrl-C exits with 130."""
 

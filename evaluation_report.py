@@ -28,12 +28,17 @@ PUBLISHED = {  # hits@1 in per cent, word perplexity, F1 in per cent
 
 
 class Result(NamedTuple):
-    """The figures of one metric, over `n_done` of `n_total` examples where it was interrupted."""
+    """The figures of one metric, over `n_done` of `n_total` examples where it was interrupted, or why it has none."""
 
     figures: dict[str, float]
     n_done: int
     n_total: int
     interrupted: bool
+    refusal: str = ""
+
+    @classmethod
+    def refused(cls, reason: str) -> "Result":
+        return cls({}, 0, 0, False, reason)
 
 
 def run(eval_type: str, n_total: int, steps: Iterator[dict[str, float]]) -> Result:
@@ -103,6 +108,7 @@ def write_json(args: Namespace, results: Mapping[str, Result], data: str) -> Non
         "partial": any(result.interrupted for result in results.values()),
         "results": {
             name: {"n_total": result.n_total}
+            | ({"refusal": result.refusal} if result.refusal else {})
             | {key: value if math.isfinite(value) else None for key, value in result.figures.items()}
             for name, result in results.items()
         },

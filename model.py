@@ -12,14 +12,13 @@ import json
 import logging
 import math
 import os
-import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from errors import UserError
@@ -27,14 +26,12 @@ from model_config import ModelConfig
 from pretrained import read_config
 from tokenization import DialogTokenizer
 from transformer import Dropout, Mask, Transformer, embed_tokens, tree_mask
+from vocabulary import SPECIAL_TOKENS
+from weights import EMBEDDING, EMBEDDING_NAMES, RANKING_HEAD, describe_names, read_weights, recorded_option, rename
 
 logger = logging.getLogger(__name__)
 
-# Each family's published names of the two embeddings; the other names are the same in both.
-_EMBEDDING_NAMES = {
-    "openai-gpt": {},
-    "gpt2": {"transformer.wte.": "transformer.tokens_embed.", "transformer.wpe.": "transformer.positions_embed."},
-}
+TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class MultipleChoiceHead(nn.Module):
@@ -109,14 +106,18 @@ class DoubleHeadsModel(nn.Module):
     def device(self) -> torch.device:
         return self.transformer.tokens_embed.weight.device
 
-    def resize_embeddings(self, n_tokens: int) -> None:
-        """Give the embedding `n_tokens` rows; new ones start near the mean of the old, so none stands out at first."""
+    def resize_embeddings(self, n_tokens: int, redrawn: Sequence[int] = ()) -> None:
+        """Give the embedding `n_tokens` rows; new ones, and those `redrawn`, start near the mean of the others, so that
+        none stands out at first."""
         old = self.transformer.tokens_embed.weight.data
-        n_new = n_tokens - len(old)
-        if n_new > 0:
-            noise = torch.randn(n_new, old.shape[1], dtype=old.dtype, device=old.device)
-            old = torch.cat([old, old.mean(0) + self.config.initializer_range * noise])
-        self.transformer.tokens_embed = nn.Embedding.from_pretrained(old[:n_tokens].clone(), freeze=False)
+        is_kept = torch.arange(n_tokens) < len(old)
+        is_kept[list(redrawn)] = False
+        kept = old[:n_tokens][is_kept[: len(old)]]
+        resized = old.new_empty(n_tokens, old.shape[1])
+        resized[is_kept] = kept
+        noise = torch.randn(int((~is_kept).sum()), old.shape[1], dtype=old.dtype, device=old.device)
+        resized[~is_kept] = kept.mean(0) + self.config.initializer_range * noise
+        self.transformer.tokens_embed = nn.Embedding.from_pretrained(resized, freeze=False)
         self.config.vocab_size = n_tokens
 
     def init_weights(self) -> None:
@@ -130,95 +131,121 @@ class DoubleHeadsModel(nn.Module):
         nn.init.zeros_(self.multiple_choice_head.summary.bias)
 
 
-def load_model(folder: Path, tokenizer: DialogTokenizer, *, from_scratch: bool = False) -> DoubleHeadsModel:
-    """Load a checkpoint folder: config.json and model.safetensors, or pytorch_model.bin (weights only, no code).
+def load_model(
+    folder: Path, tokenizer: DialogTokenizer, *, from_scratch: bool = False, for_training: bool = False, seed: int = 42
+) -> DoubleHeadsModel:
+    """Load a checkpoint folder: config.json and its weights, in any of their published forms (see weights).
 
-    The embedding is enlarged where the weights have no rows for the tokenizer's dialog tokens. `from_scratch` draws new
-    weights and reads config.json only. Raises UserError where files are missing or do not belong together.
+    Where the weights have no rows for the tokenizer's dialog tokens, or no ranking head, these are drawn by `seed` and
+    said to be untrained; `for_training` they may be. `from_scratch` draws all weights, from torch's own generator, and
+    reads config.json only. Raises UserError where files are missing or do not belong together.
     """
-    n_vocab, n_tokens = tokenizer.n_vocab, len(tokenizer)
     config = ModelConfig.from_dict(read_config(folder), str(folder / "config.json"))
+    config.extra |= dict(zip(TOKEN_ID_KEYS, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id), strict=True))
+    if config.max_history is None:  # written before config.json had it
+        config.max_history = recorded_option(folder, "max_history")
     if from_scratch:
-        config.vocab_size = n_tokens
+        config.vocab_size = len(tokenizer)
+        config.ranking_is_trained = False
         model = DoubleHeadsModel(config)
         model.init_weights()
         return model
-    weights = _rename(read_weights(folder), _EMBEDDING_NAMES[config.family])
-    embedding = weights.get("transformer.tokens_embed.weight")
-    if embedding is None:
-        raise UserError(f"{folder}: the weights hold no token embedding; they are not those of a {config.family}.")
-    if len(embedding) not in (n_vocab, n_tokens):
-        raise UserError(f"{folder}: the vocabulary has {n_vocab} entries ({n_tokens} with the dialog tokens), but the "
-                        f"weights have {len(embedding)} rows; they do not belong together.")  # fmt: skip
-    config.vocab_size = len(embedding)
+    advice = "give another folder, or --from_scratch to start without" if for_training else "give another folder"
+    weights = read_weights(folder, config, advice)
+    n_rows = len(weights[EMBEDDING])
+    new_tokens = tokenizer.new_tokens
+    if (
+        new_tokens == SPECIAL_TOKENS
+        and config.extra.get("n_special") == len(SPECIAL_TOKENS) == n_rows - tokenizer.n_vocab
+    ):
+        # pytorch_pretrained_bert's record of how many tokens follow the vocabulary; which, the published script says.
+        logger.info("%s does not name its %d special tokens; they are taken for the published script's, in its order",
+                    folder, len(SPECIAL_TOKENS))  # fmt: skip
+        new_tokens = ()
+    _check_rows(folder, tokenizer, new_tokens, n_rows, for_training)
+    config.vocab_size = n_rows
     model = DoubleHeadsModel(config)
     _load_weights(model, weights, folder)
-    if len(embedding) != n_tokens:
-        model.resize_embeddings(n_tokens)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _draw_missing(model, weights, tokenizer, new_tokens, folder)
     return model
 
 
-def save_model(model: DoubleHeadsModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-    """Write config.json and model.safetensors in the Hugging Face layout, each in one step. Raises OSError.
+def _check_rows(folder: Path, tokenizer: DialogTokenizer, new: Sequence[str], n_rows: int, for_training: bool) -> None:
+    """Raise UserError where the embedding's rows are not those of the vocabulary, or it is unknown which are."""
+    n_needed = len(tokenizer)
+    if n_rows not in (tokenizer.n_vocab, tokenizer.n_recorded) and n_rows < tokenizer.n_recorded:
+        raise UserError(f"{folder}: the vocabulary has {tokenizer.n_vocab} entries ({n_needed} with the dialog "
+                        f"tokens), but the weights have {n_rows} rows; they do not belong together.")  # fmt: skip
+    if new and (n_rows == n_needed or (n_rows > n_needed and not for_training)):
+        raise UserError(f"{folder}: the weights have rows for {', '.join(new)}, but nothing records which; say it with "
+                        "--dialog_token_ids BOS EOS SPEAKER1 SPEAKER2 PAD (the published script's are "
+                        f"{' '.join(str(tokenizer.n_vocab + n) for n in range(len(SPECIAL_TOKENS)))}).")  # fmt: skip
+    if new and len(new) < len(SPECIAL_TOKENS) and not for_training:
+        raise UserError(f"{folder} knows only some of the dialog tokens, so it has not been fine-tuned; "
+                        f"{', '.join(sorted(new))} are missing from added_tokens.json.")  # fmt: skip
 
-    `weights`, by default the model's own, are a state_dict such as a copy of them in full precision.
+
+def _draw_missing(
+    model: DoubleHeadsModel,
+    weights: dict[str, Tensor],
+    tokenizer: DialogTokenizer,
+    new_tokens: Sequence[str],
+    folder: Path,
+) -> None:
+    """Draw what a checkpoint does not have: rows of dialog tokens, the ranking head; say so."""
+    n_rows = len(weights[EMBEDDING])
+    new_ids = {*range(n_rows, len(tokenizer)), *(tokenizer.special_ids[token] for token in new_tokens)}
+    if new_ids:
+        logger.info("%s has no %s; their embeddings are new", folder,
+                    ", ".join(token for token, i in tokenizer.special_ids.items() if i in new_ids))  # fmt: skip
+        model.resize_embeddings(max(n_rows, len(tokenizer)), redrawn=sorted(i for i in new_ids if i < n_rows))
+    if n_rows > len(tokenizer):
+        logger.info("%s: the embedding has %d rows more than there are tokens", folder, n_rows - len(tokenizer))
+    if not any(name.startswith(RANKING_HEAD) for name in weights):
+        logger.info("%s has no ranking head; a new one is drawn", folder)
+        model.config.ranking_is_trained = False
+        nn.init.normal_(model.multiple_choice_head.summary.weight, std=model.config.initializer_range)
+        nn.init.zeros_(model.multiple_choice_head.summary.bias)
+
+
+def save_model(model: DoubleHeadsModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write config.json, generation_config.json and model.safetensors in the Hugging Face layout, each in one step.
+
+    `weights`, by default the model's own, are a state_dict such as a copy of them in full precision. Raises OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = {ours: theirs for theirs, ours in _EMBEDDING_NAMES[model.config.family].items()}
-    weights = _rename(model.state_dict() if weights is None else weights, names)
+    names = {ours: theirs for theirs, ours in EMBEDDING_NAMES[model.config.family].items()}
+    weights = rename(model.state_dict() if weights is None else weights, names)
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     aside = folder / "model.safetensors.tmp"
     save_file(weights, aside, metadata={"format": "pt"})
     os.replace(aside, folder / "model.safetensors")
-    aside = folder / "config.json.tmp"
-    aside.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, folder / "config.json")
+    _write_json(folder / "config.json", model.config.to_dict())
+    # What ends a text, for transformers' own generation.
+    ids = {key: model.config.extra[key] for key in TOKEN_ID_KEYS if key in model.config.extra}
+    _write_json(folder / "generation_config.json", ids)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return a checkpoint's tensors under their published names, always with the `transformer.` prefix."""
-    path = folder / "model.safetensors"
-    try:
-        if path.is_file():
-            weights = load_file(path)
-        else:
-            path = folder / "pytorch_model.bin"
-            if not path.is_file():
-                raise UserError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin); give another "
-                                "folder, or --from_scratch to start without.")  # fmt: skip
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than weights, which could run code; it is not opened.") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); fetch or train it again.") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise UserError(f"{path} is no plain dictionary of weights.")
-    if not any(name.startswith("transformer.") for name in weights):  # a base model without heads
-        weights = {f"transformer.{name}": value for name, value in weights.items()}
-    return weights
+def _write_json(path: Path, content: dict) -> None:
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, path)
 
 
 def _load_weights(model: DoubleHeadsModel, weights: dict[str, Tensor], folder: Path) -> None:
-    """Copy `weights` into the model; the multiple-choice head may be missing (a checkpoint from pre-training)."""
+    """Copy `weights` into the model; the ranking head may be missing (a checkpoint from pre-training)."""
     own = model.state_dict()
-    head = {name for name in own if name.startswith("multiple_choice_head.")}
-    if missing := [name for name in own if name not in weights and name not in head]:
+    head = {name for name in own if name.startswith(RANKING_HEAD)}
+    n_head = len(head & weights.keys())
+    if missing := [name for name in own if name not in weights and (name not in head or n_head)]:
         raise UserError(f"{folder}: {len(missing)} weights that config.json calls for are missing ({missing[0]}, ...).")
     for name in own.keys() & weights.keys():
         if own[name].shape != weights[name].shape:
             raise UserError(f"{folder}: {name} has shape {tuple(weights[name].shape)}, but config.json calls for "
                             f"{tuple(own[name].shape)}.")  # fmt: skip
-    if not head <= weights.keys():
-        logger.info("%s has no multiple-choice head; a new one is drawn", folder)
-        nn.init.normal_(model.multiple_choice_head.summary.weight, std=model.config.initializer_range)
-        nn.init.zeros_(model.multiple_choice_head.summary.bias)
+    if unused := sorted(weights.keys() - own.keys()):
+        logger.warning("%s: %d tensors are not used, as the model has no place for them: %s",
+                       folder, len(unused), describe_names(unused))  # fmt: skip
     model.load_state_dict({name: weights[name] for name in own.keys() & weights.keys()}, strict=False)
-
-
-def _rename(weights: dict[str, Tensor], prefixes: dict[str, str]) -> dict[str, Tensor]:
-    """Return `weights` with the first matching prefix of each name replaced."""
-    renamed = {}
-    for name, tensor in weights.items():
-        old = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-        renamed[prefixes.get(old, "") + name[len(old) :]] = tensor
-    return renamed

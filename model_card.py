@@ -31,7 +31,7 @@ USE = """\
 With the code of transfer-learning-conv-ai, in this folder's place:
 
 ```bash
-python interact.py --model_checkpoint FOLDER{options}
+python interact.py --model_checkpoint FOLDER
 ```
 
 `config.json`, `model.safetensors` and the vocabulary have the layout of transformers' `{model_class}`. Its
@@ -82,7 +82,7 @@ def model_card(run: Path, facts: dict) -> str:
         "A dialog agent with a persona, trained as in TransferTransfo (Wolf et al., 2019, arXiv 1901.08149): "
         f"{origin(options)}, with a language-model loss on the gold reply and a loss for picking it out of several "
         "candidates.",
-        USE.format(model_class=model_class, options=chat_options(options)),
+        USE.format(model_class=model_class),
         f"## Data\n\n{data_of(options)}",
         f"## Figures\n\n{figures(validations, best)}",
         f"## Training\n\n{training(config, options, facts)}",
@@ -131,11 +131,6 @@ def origin(options: dict) -> str:
     if options.get("from_scratch"):
         return "new weights trained from scratch"
     return f"`{base_model(options) or options['model_checkpoint']}` fine-tuned"
-
-
-def chat_options(options: dict) -> str:
-    """Return the options that the chat needs to build its input as training did."""
-    return "" if options["max_history"] == 2 else f" --max_history {options['max_history']}"
 
 
 def data_name(dataset_path: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from errors import UserError, report_user_errors
 from formats import find_source
 from options import new_model_parser
+from pretrained import locate_checkpoint
 from tokenization import load_tokenizer, train_vocabulary
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     if args.n_embd % args.n_head:
         raise UserError(f"--n_embd {args.n_embd} must be a multiple of --n_head {args.n_head}.")
     if args.vocabulary:
-        tokenizer = load_tokenizer(args.vocabulary)
+        tokenizer = load_tokenizer(locate_checkpoint(args.vocabulary, "--vocabulary"))
         if tokenizer.family != args.family:
             raise UserError(
                 f"--vocabulary {args.vocabulary} is one of {tokenizer.family}; give --family {tokenizer.family}."

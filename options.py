@@ -67,11 +67,7 @@ def training_parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--from_scratch", action="store_true", help="draw new weights; MODEL then needs config.json and vocabulary only"
     )
-    model.add_argument(
-        "--tokenization",
-        choices=["spacy", "bert"],
-        help="how GPT splits words, for a checkpoint that does not record it (default: spacy)",
-    )
+    add_tokenization_options(model)
 
     training = parser.add_argument_group("training")
     training.add_argument("--train_batch_size", type=positive_int, default=4, help="examples per forward pass")
@@ -243,16 +239,30 @@ def chosen_seed(options: Mapping[str, Any]) -> int:
 
 def add_input_options(group) -> None:
     """Add how a fine-tuned model's input is built."""
-    group.add_argument(
-        "--tokenization",
-        choices=["spacy", "bert"],
-        help="how GPT splits words, for a checkpoint that does not record it (default: spacy)",
-    )
+    add_tokenization_options(group)
     group.add_argument(
         "--max_history",
         type=non_negative_int,
-        default=2,
-        help="exchanges kept before the turn to answer (2 * max_history + 1 utterances)",
+        default=None,
+        help="exchanges kept before the turn to answer (2 * max_history + 1 utterances; default: as many as in the "
+        "model's training, 2 where that is unknown)",
+    )
+
+
+def add_tokenization_options(group) -> None:
+    """Add what a checkpoint may not record about its tokens."""
+    group.add_argument(
+        "--tokenization",
+        choices=["spacy", "bert", "prefix_space", "no_prefix_space"],
+        help="for a checkpoint that does not record it: how GPT splits words (default: spacy), whether GPT-2's "
+        "utterances start with a space (default: prefix_space)",
+    )
+    group.add_argument(
+        "--dialog_token_ids",
+        type=non_negative_int,
+        nargs=5,
+        metavar=("BOS", "EOS", "SPEAKER1", "SPEAKER2", "PAD"),
+        help="the dialog tokens' ids, for a fine-tuned checkpoint that does not record them",
     )
 
 

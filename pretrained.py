@@ -18,23 +18,25 @@ RELEASED_MODEL_URL = (
     "https://s3.amazonaws.com/models.huggingface.co/transfer-learning-chatbot/gpt_personachat_cache.tar.gz"
 )
 VOCABULARY_FILES = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "added_tokens.json"]
+VOCABULARY_FILES += ["special_tokens.txt"]
 
 
-def locate_checkpoint(path_or_name: str | Path) -> Path:
+def locate_checkpoint(path_or_name: str | Path, option: str = "--model_checkpoint") -> Path:
     """Return the local folder of a checkpoint, downloading it first where needed.
 
     `path_or_name` is a folder, a URL of a .tar.gz or .zip archive, a short name ("openai-gpt", "gpt2", "gpt2-medium",
-    ...) or OWNER/NAME on the hub. Raises UserError when there is no such folder and none can be had.
+    ...) or OWNER/NAME on the hub. Raises UserError, naming the `option` that it was given by, when there is no such
+    folder and none can be had.
     """
     text = str(path_or_name)
     if is_url(text):
-        return fetch_archive(text, advice="Give --model_checkpoint a local folder instead.")
+        return fetch_archive(text, advice=f"Give {option} a local folder instead.")
     folder = Path(os.path.expanduser(text))
     if os.path.isdir(folder):
         return folder
     if os.path.exists(folder):
         raise UserError(f"{text} is a file; give the folder that holds config.json and the weights.")
-    return _download_from_hub(text)
+    return _download_from_hub(text, option)
 
 
 def locate_finetuned(model: str, model_checkpoint: str = "") -> Path:
@@ -84,17 +86,20 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error}.") from error
 
 
-def _download_from_hub(name: str) -> Path:
+def _download_from_hub(name: str, option: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     repository = SHORT_NAMES.get(name, name)
-    advice = "Give --model_checkpoint a local folder with config.json, vocab.json, merges.txt and weights."
+    advice = f"Give {option} a local folder with config.json, vocab.json, merges.txt and weights."
     small_files = ["config.json", *VOCABULARY_FILES]
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=[*small_files, "model.safetensors"]))
-        if not (folder / "model.safetensors").exists():
-            folder = Path(snapshot_download(repository, allow_patterns=[*small_files, "pytorch_model.bin"]))
+        for name_of_weights in ("model.safetensors", "pytorch_model.bin"):
+            stem, _, kind = name_of_weights.partition(".")
+            parts = [f"{name_of_weights}.index.json", f"{stem}-*-of-*.{kind}"]
+            folder = Path(snapshot_download(repository, allow_patterns=[*small_files, name_of_weights, *parts]))
+            if any((folder / file).exists() for file in (name_of_weights, parts[0])):
+                break
         return folder
     except HFValidationError as error:
         raise UserError(f"{name}: there is no such folder, and it is not a name on the hub. {advice}") from error

@@ -2,14 +2,16 @@
 
 GPT was pre-trained on text that had passed ftfy, a few replacements and spaCy's English tokenizer, in lower case
 (Radford et al., 2018, section 4.1); today's tokenizer classes split words differently and so feed it ids that it never
-saw in those places. `GptTokenizer` gives the ids of the original pipeline. GPT-2 always gets its leading space.
+saw in those places. `GptTokenizer` gives the ids of the original pipeline. GPT-2's utterances start with a space, as
+words within text do, unless the model was fine-tuned without it.
 """
 
 import hashlib
 import json
+import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +19,14 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from errors import UserError
-from pretrained import locate_checkpoint, read_json_object, read_text
+from pretrained import locate_checkpoint
+from vocabulary import SPECIAL_TOKENS, Vocabulary, read_vocabulary
 
-SPECIAL_TOKENS = ("<bos>", "<eos>", "<speaker1>", "<speaker2>", "<pad>")
 UNKNOWN_TOKEN = "<unk>"
 PRE_TOKENIZATIONS = ("spacy", "bert")
+LEADING_SPACES = {"prefix_space": True, "no_prefix_space": False}  # --tokenization's names for GPT-2
+
+logger = logging.getLogger(__name__)
 
 # Decoding undoes the spaces that word splitting put before punctuation and contractions: "do n't"; by bert "don ' t".
 _SPACE_BEFORE_PUNCTUATION = re.compile(r" (?=[.?!,])")
@@ -31,7 +36,8 @@ _SPLIT_CONTRACTION = re.compile(r" (?:n't|' ?(?:s|m|re|ve|ll|d|t))\b")
 class DialogTokenizer(ABC):
     """A vocabulary with the five dialog tokens; `encode` and `decode` treat their names in text as plain text.
 
-    `special_ids` maps each of SPECIAL_TOKENS to its id; where it is None the tokens get the ids after the last entry.
+    `special_ids` maps SPECIAL_TOKENS to their ids; those that it lacks (None: all) are `new_tokens` and get the ids
+    after the last one in use.
     """
 
     family: str  # as in config.json's model_type
@@ -39,8 +45,11 @@ class DialogTokenizer(ABC):
     def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], special_ids: dict[str, int] | None = None):
         self.vocab = vocab
         self.merges = merges
-        first_free = self.n_vocab
-        self.special_ids = special_ids or {token: first_free + i for i, token in enumerate(SPECIAL_TOKENS)}
+        known = special_ids or {}
+        self.new_tokens = tuple(token for token in SPECIAL_TOKENS if token not in known)
+        self.n_recorded = max(self.n_vocab, *(token_id + 1 for token_id in known.values()), 0)
+        new = {token: self.n_recorded + n for n, token in enumerate(self.new_tokens)}
+        self.special_ids = {token: (known | new)[token] for token in SPECIAL_TOKENS}
         self.bos_id, self.eos_id, self.speaker1_id, self.speaker2_id, self.pad_id = self.convert_tokens_to_ids(
             SPECIAL_TOKENS
         )
@@ -72,9 +81,17 @@ class DialogTokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """Return the token ids of one utterance, without special tokens; surrounding white space does not count."""
 
+    def encode_within(self, word: str) -> list[int]:
+        """Return the token ids of a word as they are after other words of an utterance."""
+        return self.encode(word)
+
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of token ids; special tokens are left out."""
+        """Return the text of token ids; special tokens are left out, ids that have no token are unknown ones."""
+
+    def token(self, token_id: int) -> str | None:
+        """Return the string of a token; None for an id without one, such as that of a row that only pads a matrix."""
+        return self.tokens[token_id] if token_id < len(self.tokens) else None
 
     @abstractmethod
     def _description(self) -> dict:
@@ -126,7 +143,7 @@ class GptTokenizer(DialogTokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         special = set(self.special_ids.values())
-        pieces = [self.tokens[i] or UNKNOWN_TOKEN for i in ids if i not in special]
+        pieces = [self.token(i) or UNKNOWN_TOKEN for i in ids if i not in special]
         return join_punctuation("".join(pieces).replace("</w>", " ").strip())
 
     def _description(self) -> dict:
@@ -137,19 +154,23 @@ class GptTokenizer(DialogTokenizer):
 
 
 class Gpt2Tokenizer(DialogTokenizer):
-    """GPT-2: byte-level BPE, every utterance with a leading space, so that its first word is spelled as within text."""
+    """GPT-2: byte-level BPE. With `add_prefix_space` an utterance's first word is spelled as words within text are."""
 
     family = "gpt2"
 
-    def __init__(self, vocab, merges, special_ids=None):
+    def __init__(self, vocab, merges, special_ids=None, add_prefix_space: bool = True):
         super().__init__(vocab, merges, special_ids)
+        self.add_prefix_space = add_prefix_space
         self._tokenizer = Tokenizer(models.BPE(vocab, merges))
-        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
         self._tokenizer.decoder = decoders.ByteLevel()
 
     def encode(self, text: str) -> list[int]:
         text = join_surrogates(text).strip()
         return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+
+    def encode_within(self, word: str) -> list[int]:
+        return self._tokenizer.encode(f" {join_surrogates(word).strip()}", add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         special = set(self.special_ids.values())
@@ -157,29 +178,76 @@ class Gpt2Tokenizer(DialogTokenizer):
         return join_punctuation(text.strip())
 
     def _description(self) -> dict:
-        return {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}
+        return {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": self.add_prefix_space}
 
 
-def load_tokenizer(path_or_name: str | Path, pre_tokenization: str | None = None) -> DialogTokenizer:
-    """Load the vocabulary of a checkpoint (see `locate_checkpoint`) and add the dialog tokens where it has none.
+def load_tokenizer(
+    path_or_name: str | Path, tokenization: str | None = None, dialog_token_ids: Sequence[int] | None = None
+) -> DialogTokenizer:
+    """Load the vocabulary of a checkpoint (see `locate_checkpoint`); dialog tokens that it lacks become `new_tokens`.
 
-    `pre_tokenization` ("spacy" or "bert") decides for a GPT checkpoint that does not record which one it was trained
-    with; None means "spacy". Raises UserError for a folder without a usable vocabulary, or where the argument
-    contradicts the record.
+    `tokenization` decides where a checkpoint does not record how it was trained: "spacy" or "bert" for GPT (None:
+    spacy), "prefix_space" or "no_prefix_space" for GPT-2 (None: with the space). `dialog_token_ids` are those of
+    SPECIAL_TOKENS, for a fine-tuned checkpoint that does not record them. Raises UserError for a folder without a
+    usable vocabulary, or where an argument contradicts the record.
     """
     folder = locate_checkpoint(path_or_name)
-    vocab, merges, special_ids = _read_vocabulary(folder)
-    # Only GPT's words end in a mark; byte-level vocabularies mark where words begin.
-    if any(token.endswith("</w>") for token in vocab):
-        recorded = _read_optional(folder / "tokenizer_config.json").get("pre_tokenization")
-        if recorded and pre_tokenization and recorded != pre_tokenization:
-            raise UserError(f"{folder} was trained with --tokenization {recorded}; leave out --tokenization "
-                            f"{pre_tokenization}, or start from another checkpoint.")  # fmt: skip
-        return GptTokenizer(vocab, merges, special_ids, recorded or pre_tokenization or "spacy")
-    if pre_tokenization:
-        raise UserError(f"--tokenization {pre_tokenization} is for OpenAI GPT, but {folder} holds GPT-2's kind of "
+    vocabulary = read_vocabulary(folder)
+    special_ids = _dialog_ids(folder, vocabulary, dialog_token_ids)
+    if vocabulary.is_byte_level:
+        has_space = _has_prefix_space(folder, vocabulary, tokenization, len(special_ids) == len(SPECIAL_TOKENS))
+        return Gpt2Tokenizer(vocabulary.vocab, vocabulary.merges, special_ids, has_space)
+    if tokenization in LEADING_SPACES:
+        raise UserError(f"--tokenization {tokenization} is for GPT-2, but {folder} holds GPT's kind of vocabulary; "
+                        "leave it out.")  # fmt: skip
+    recorded = vocabulary.pre_tokenization
+    if recorded and tokenization and recorded != tokenization:
+        raise _contradiction(folder, recorded, tokenization)
+    return GptTokenizer(vocabulary.vocab, vocabulary.merges, special_ids, recorded or tokenization or "spacy")
+
+
+def _dialog_ids(folder: Path, vocabulary: Vocabulary, given: Sequence[int] | None) -> dict[str, int]:
+    """Return the ids of the dialog tokens, as far as they are recorded or given."""
+    recorded = vocabulary.dialog_ids
+    if not given:
+        return recorded
+    ids = dict(zip(SPECIAL_TOKENS, given, strict=True))
+    if recorded and any(ids[token] != token_id for token, token_id in recorded.items()):
+        raise UserError(f"{folder} records other ids of the dialog tokens: {_in_words(recorded)}; leave out "
+                        "--dialog_token_ids.")  # fmt: skip
+    taken = set(vocabulary.vocab.values()) - {vocabulary.vocab.get(token) for token in SPECIAL_TOKENS}
+    if len(set(ids.values())) < len(ids) or taken & set(ids.values()):
+        raise UserError(f"--dialog_token_ids {' '.join(map(str, given))}: each dialog token needs an id of its own, "
+                        f"which no other token of {folder} has.")  # fmt: skip
+    return ids
+
+
+def _has_prefix_space(folder: Path, vocabulary: Vocabulary, tokenization: str | None, is_fine_tuned: bool) -> bool:
+    """Return whether utterances of a byte-level checkpoint start with a space."""
+    if tokenization and tokenization not in LEADING_SPACES:
+        raise UserError(f"--tokenization {tokenization} is for OpenAI GPT, but {folder} holds GPT-2's kind of "
                         "vocabulary; leave it out.")  # fmt: skip
-    return Gpt2Tokenizer(vocab, merges, special_ids)
+    chosen = LEADING_SPACES[tokenization] if tokenization else None
+    if not is_fine_tuned:  # whatever its file says: pre-training met words within text
+        return chosen is not False
+    recorded = vocabulary.add_prefix_space
+    if recorded is None:
+        if chosen is None:
+            logger.info("%s does not record whether its utterances start with a space; they get one "
+                        "(--tokenization no_prefix_space: none)", folder)  # fmt: skip
+        return chosen is not False
+    if chosen is not None and chosen != recorded:
+        raise _contradiction(folder, "prefix_space" if recorded else "no_prefix_space", tokenization)
+    return bool(recorded)
+
+
+def _contradiction(folder: Path, recorded: str, given: str) -> UserError:
+    return UserError(f"{folder} was trained with --tokenization {recorded}; leave out --tokenization {given}, or start "
+                     "from another checkpoint.")  # fmt: skip
+
+
+def _in_words(ids: Mapping[str, int]) -> str:
+    return ", ".join(f"{token} {token_id}" for token, token_id in ids.items())
 
 
 def train_vocabulary(texts: Iterable[str], family: str, size: int) -> DialogTokenizer:
@@ -208,7 +276,8 @@ def train_vocabulary(texts: Iterable[str], family: str, size: int) -> DialogToke
     tokenizer.train_from_iterator(texts, trainer)
     learned = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in learned["merges"]]
-    return (Gpt2Tokenizer if family == "gpt2" else GptTokenizer)(learned["vocab"], merges)
+    dialog_ids = {token: len(learned["vocab"]) + n for n, token in enumerate(SPECIAL_TOKENS)}
+    return (Gpt2Tokenizer if family == "gpt2" else GptTokenizer)(learned["vocab"], merges, dialog_ids)
 
 
 def word_splitter(pre_tokenization: str) -> Callable[[str], list[str]]:
@@ -288,70 +357,6 @@ def join_punctuation(text: str) -> str:
     """Undo the spaces before sentence marks and contractions: "i do n't know ." becomes "i don't know."."""
     text = _SPLIT_CONTRACTION.sub(lambda match: match[0].replace(" ", ""), text)
     return _SPACE_BEFORE_PUNCTUATION.sub("", text)
-
-
-def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int] | None]:
-    """Return a checkpoint's vocabulary, its merges and the ids of its dialog tokens (None where it has none).
-
-    They are read from vocab.json, merges.txt and added_tokens.json, or from a tokenizer.json alone.
-    """
-    added = _read_optional(folder / "added_tokens.json")
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        vocab = read_json_object(folder / "vocab.json")
-        lines = read_text(folder / "merges.txt").split("\n")
-        merges = [line.split() for line in lines if line and not line.startswith("#version")]
-    elif (folder / "tokenizer.json").is_file():
-        vocab, merges, added_there = _parse_tokenizer_json(folder / "tokenizer.json")
-        added |= added_there
-    else:
-        raise UserError(f"{folder} has no vocabulary: vocab.json and merges.txt (or tokenizer.json) are needed.")
-    # Other added tokens have embedding rows too, so the dialog tokens must not take their ids.
-    vocab |= {token: i for token, i in added.items() if token not in SPECIAL_TOKENS}
-    merges = [tuple(pair) for pair in merges]
-    _check_vocabulary(folder, vocab, merges)
-    return vocab, merges, _find_special_ids(folder, vocab, vocab | added)
-
-
-def _parse_tokenizer_json(path: Path) -> tuple[dict[str, int], list, dict[str, int]]:
-    """Return vocabulary, merges and added tokens of a file of the tokenizers library."""
-    content = read_json_object(path)
-    model = content.get("model")
-    vocab, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
-    if not isinstance(vocab, dict) or not isinstance(merges, list):
-        raise UserError(f"{path} holds no BPE vocabulary; GPT and GPT-2 need one.")
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
-    return vocab, merges, {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-
-
-def _check_vocabulary(folder: Path, vocab: dict[str, int], merges: list[tuple[str, ...]]) -> None:
-    """Raise UserError where ids are not distinct whole numbers, or merges not pairs of tokens that make a token."""
-    if not vocab or not _are_ids(vocab.values()):
-        raise UserError(f"the vocabulary in {folder} is malformed: each token needs a whole number of its own.")
-    for number, pair in enumerate(merges, start=1):
-        if len(pair) != 2 or not vocab.keys() >= {*pair, "".join(pair)}:
-            raise UserError(f"{folder}: merge {number} ({' '.join(pair)!r}) does not join two tokens of the vocabulary "
-                            "into a third; vocabulary and merges must be of one model.")  # fmt: skip
-
-
-def _find_special_ids(folder: Path, vocab: dict[str, int], known: dict[str, int]) -> dict[str, int] | None:
-    """Return the ids that the tokens `known` to a checkpoint give the dialog tokens; None where it has none of them."""
-    found = {token: known[token] for token in SPECIAL_TOKENS if token in known}
-    if not found:
-        return None
-    if missing := set(SPECIAL_TOKENS) - set(found):
-        raise UserError(f"{folder} knows only some of the dialog tokens; {', '.join(sorted(missing))} are missing "
-                        "from added_tokens.json.")  # fmt: skip
-    if not _are_ids((vocab | found).values()):
-        raise UserError(f"{folder}: added_tokens.json must give each dialog token a whole number of its own.")
-    return found
-
-
-def _are_ids(values: Collection) -> bool:
-    return all(type(value) is int and value >= 0 for value in values) and len(set(values)) == len(values)
-
-
-def _read_optional(path: Path) -> dict:
-    return read_json_object(path) if path.is_file() else {}
 
 
 def _write_json(path: Path, value: dict) -> None:

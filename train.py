@@ -96,7 +96,7 @@ def prepare_data(args: Namespace, resumed: Path | None) -> tuple[Path, DialogTok
     # One rank of each machine downloads and tokenizes; the others wait, then read. A failure there ends them all.
     with idist.one_rank_first(local=True):
         source = resumed or locate_checkpoint(args.model_checkpoint)
-        tokenizer = load_tokenizer(source, args.tokenization)
+        tokenizer = load_tokenizer(source, args.tokenization, args.dialog_token_ids)
         return source, tokenizer, get_dataset(tokenizer, args.dataset_path, args.dataset_cache)
 
 
@@ -104,7 +104,8 @@ def prepare_model(
     args: Namespace, source: Path, tokenizer: DialogTokenizer, device: torch.device, from_scratch: bool
 ) -> DoubleHeadsModel:
     """Load the weights, or draw new ones, with embeddings for the dialog tokens."""
-    model = load_model(source, tokenizer, from_scratch=from_scratch)
+    model = load_model(source, tokenizer, from_scratch=from_scratch, for_training=True, seed=args.seed)
+    model.config.max_history = args.max_history  # what chat and evaluation then use, too
     model.transformer.gradient_checkpointing = args.gradient_checkpointing
     if args.compile:
         model.transformer.compile_blocks()
@@ -223,6 +224,8 @@ def create_trainer(
             with nullcontext() if is_last or exchanged is model else exchanged.no_sync():
                 with precision.autocast():
                     token_losses, candidate_losses, _ = tree_losses(exchanged, batch.to(device))
+                # A lone candidate has no gradient: such updates teach the ranking head nothing.
+                model.config.ranking_is_trained |= bool(args.mc_coef) and batch.mc_rows.shape[1] > 1
                 # Each micro-batch adds its share of the update's means, so how an update is split makes no difference;
                 # the published script averaged every micro-batch by itself.
                 means = weight * torch.stack([token_losses.sum() / n_targets, candidate_losses.sum() / n_examples])

@@ -110,13 +110,14 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """The position-wise feed-forward layer, four times as wide inside."""
+    """The position-wise feed-forward layer, four times as wide inside unless the config says otherwise."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.c_fc = Conv1D(config.n_embd, 4 * config.n_embd)
+        n_inner = config.n_inner or 4 * config.n_embd
+        self.c_fc = Conv1D(config.n_embd, n_inner)
         self.act = _ACTIVATIONS[config.activation]
-        self.c_proj = Conv1D(4 * config.n_embd, config.n_embd)
+        self.c_proj = Conv1D(n_inner, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(self.act(self.c_fc(x)))

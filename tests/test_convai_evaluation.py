@@ -330,8 +330,10 @@ class TestAgent:
 
 class TestRefusals:
     def test_task_without_candidates(self, agent, tmp_path):
-        with pytest.raises(UserError, match=r"offers no candidate replies, so there is no hits@1.*--dataset_path FILE"):
-            evaluate(by_parlai(write_dialogs(tmp_path / "plain.txt", 2, 0)), agent, ["hits@1"])
+        results = evaluate(by_parlai(write_dialogs(tmp_path / "plain.txt", 2, 0)), agent, ["hits@1", "f1"])
+        wanted = r"offers no candidate replies, so there is no hits@1.*--dataset_path FILE"
+        assert re.search(wanted, results["hits@1"].refusal)
+        assert results["f1"].n_done == 4
 
     def test_gold_missing_from_its_candidates(self, agent, tmp_path):
         path = tmp_path / "nogold.txt"

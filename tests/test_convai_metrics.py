@@ -154,11 +154,11 @@ def test_dictionary_counts_train_text_and_labels_and_valid_text():
 class TestWordPerplexity:
     def test_pieces_are_those_that_the_encoder_gives_within_text(self, tokenizer, words):
         said = tokenizer.encode("music")
-        for word in words._pieces:
-            assert tuple(tokenizer.encode(f"music {word}")[len(said) :]) == words.spell(word)
-            assert word in words.words_of_piece[words.spell(word)[0]]
+        for word in words.within.pieces:
+            assert tuple(tokenizer.encode(f"music {word}")[len(said) :]) == words.within.spell(word)
+            assert word in words.within.words_of_piece[words.within.spell(word)[0]]
         if tokenizer.family == "gpt2":  # the published table lacked the leading space
-            assert tokenizer.tokens[words.spell("music")[0]].startswith("Ġ")
+            assert tokenizer.tokens[words.within.spell("music")[0]].startswith("Ġ")
 
     def test_pieces_of_real_dialogs_join_to_what_the_encoder_gives(self, family):
         vocabulary = DEVELOPMENT_DATA / "tokenizers" / family
@@ -192,9 +192,9 @@ class TestWordPerplexity:
 
     def test_probabilities_over_the_dictionary(self, agent, tokenizer, words):
         """Published ones sum to 1; honest ones to less, as much of what the model says is no dictionary word."""
-        scores = words.score(agent, [(QUESTIONS[0][0], word) for word in words._pieces])
+        scores = words.score(agent, [(QUESTIONS[0][0], word) for word in words.within.pieces])
         alone = [score.words[0] for score in scores if len(score.words) == 1]
-        assert len(alone) == len(words._pieces)
+        assert len(alone) == len(words.within.pieces)
         assert sum(math.exp(word.published) for word in alone) == pytest.approx(1, abs=1e-4)
         assert 0 < sum(math.exp(word.all_pieces) for word in alone) <= 1
 
@@ -442,7 +442,7 @@ class TestScript:
             yield
 
         result = run("f1", 8, interrupted())
-        assert result == ({"n_examples": 0}, 0, 8, True)
+        assert result == ({"n_examples": 0}, 0, 8, True, "")
         print_final_line("f1", result)
         print_table({"f1": result}, "data")
         assert "f1: interrupted before anything was scored" in capsys.readouterr().out

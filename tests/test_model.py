@@ -117,7 +117,7 @@ def test_pretrained_weights_without_dialog_tokens_and_head_are_extended(tmp_path
     assert len(extended) == tokenizer.n_vocab + 5
     with caplog.at_level(logging.INFO):
         model = load_model(tmp_path, extended)
-    assert "no multiple-choice head" in caplog.text
+    assert "no ranking head" in caplog.text
     embedding = model.transformer.tokens_embed.weight.detach()
     torch.testing.assert_close(embedding[: tokenizer.n_vocab], pretrained.get_input_embeddings().weight.detach())
     new_rows = embedding[tokenizer.n_vocab :]

@@ -50,7 +50,7 @@ def test_it_tells_data_options_figures_version_and_limits(run):
     assert "arXiv 1801.07243" in text
     assert "| **20** | 2 | 0.790 | 20.500 |" in text
     assert "`lr 0.0001`" in text and "- examples: 480" in text and "local_rank" not in text
-    assert "--model_checkpoint FOLDER --max_history 0" in text
+    assert "--model_checkpoint FOLDER\n" in text
     assert f"- code: {model_card.code_version()}, torch " in text
     assert "makes things up" in text
 
