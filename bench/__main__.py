@@ -48,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
         "and GPT's sizes)",
     )
     own.add_argument("--family", choices=["openai-gpt", "gpt2"], default="openai-gpt", help="of that default")
-    own.add_argument("--data", default="example", help="dialogs, in any form that train.py reads")
+    own.add_argument(
+        "--data", "--dataset_path", dest="data", default="example", help="dialogs, in any form that train.py reads"
+    )
     own.add_argument("--examples", type=non_negative_int, default=0, help="per turn (default: some for each benchmark)")
     own.add_argument(
         "--reference_examples",

@@ -64,7 +64,7 @@ class Setting:
         self._temporary = tempfile.TemporaryDirectory(prefix="bench-")
         folder = Path(self._temporary.name)
         if self.options.tokenizer:
-            source = locate_checkpoint(self.options.tokenizer)
+            source = locate_checkpoint(self.options.tokenizer, "--tokenizer")
             tokenizer, config = load_tokenizer(source), read_config(source)
         else:
             last = [dialog["utterances"][-1] for dialog in self.dialogs["train"]]

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import DEVELOPMENT_DATA, ROOT, TEXTS, make_dialogs, tiny_model
+from safetensors.torch import load_file, save_file
 
 import convai_evaluation
 from agent import Context, DialogAgent
@@ -415,6 +417,27 @@ class TestScript:
         assert re.search(r"^competition entry, validation +82.1 +17.51 +19.09$", out, re.MULTILINE)
         assert "token perplexity (per BPE token" in out
         assert "8/8" in err
+
+    def test_an_untrained_ranking_head_has_no_hits_and_the_other_figures_are_printed(
+        self, gpt2_checkpoint, dataset_file, tmp_path
+    ):
+        folder = shutil.copytree(gpt2_checkpoint, tmp_path / "headless")
+        weights = load_file(gpt2_checkpoint / "model.safetensors")
+        kept = {name: tensor.clone() for name, tensor in weights.items() if not name.startswith("multiple_choice_head")}
+        save_file(kept, folder / "model.safetensors")
+        output = tmp_path / "figures.json"
+        arguments = ["--model_checkpoint", folder, "--dataset_path", dataset_file, "--output", output]
+        process = self.start(*arguments, "--eval_type", "hits@1", "ppl")
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 2
+        assert err.splitlines()[-1].startswith("error: hits@1: the model's ranking head has never been trained")
+        assert "Hits" not in out
+        assert re.search(r"^FINAL PPL: [\d.]+$", out, re.MULTILINE)
+        assert re.search(r"^this run +- +[\d.]+ +-$", out, re.MULTILINE)
+        assert "never been trained" in json.loads(output.read_text())["results"]["hits@1"]["refusal"]
+        alone = self.start(*arguments[:4], "--eval_type", "hits@1")
+        out, err = alone.communicate(timeout=120)
+        assert (alone.returncode, out) == (2, "")
 
     def test_interrupt_prints_the_figures_so_far_and_exits_130(self, gpt2_checkpoint, tmp_path):
         data, output = tmp_path / "long.json", tmp_path / "figures.json"
