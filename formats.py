@@ -21,6 +21,7 @@ from typing import Any
 import example_world
 from download import fetch, is_url
 from errors import UserError
+from same_reply import is_gold
 from tables import HUB_PREFIX, INSTALL_DATASETS, Tables, holds_parquet
 
 PERSONACHAT_URL = "https://s3.amazonaws.com/datasets.huggingface.co/personachat/personachat_self_original.json"
@@ -321,7 +322,8 @@ def _parse_parlai(text: str, path: Path) -> Iterator[Dialog]:
         if not replies:
             unanswered = turn  # said without an answer: it belongs to what the next answer replies to
             continue
-        gold, distractors = replies[0], [c for c in _alternatives(offered) if c not in replies]
+        gold = replies[0]
+        distractors = [c for c in _alternatives(offered) if not any(is_gold(c, reply) for reply in replies)]
         dialog["utterances"].append({"history": [*turns, turn], "candidates": [*distractors, gold]})
         turns, unanswered = [*turns, turn, gold], ""
     if dialog:

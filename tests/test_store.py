@@ -115,6 +115,9 @@ def test_ids_take_16_bits_where_they_fit(tmp_path, n_tokens, dtype):
         def encode(self, text):
             return [n_tokens - 1] * len(text)
 
+        def lost_share(self, text, ids):
+            return 0.0
+
     dialogs = [dialog(turn("ab"))]
     write_store(tmp_path / "cache", build_arrays({"train": dialogs, "valid": []}, LastIds()))
     arrays = read_store(tmp_path / "cache")
@@ -193,6 +196,29 @@ def test_distractors_differ_from_the_gold_in_their_tokens_not_only_in_their_text
     split = in_memory(tokenizer, same)["train"]
     assert split.example(0, n_drawn=4).candidates == [tokenizer.encode("no ."), tokenizer.encode("yes .")]
     assert split.example(4, n_drawn=4).candidates == [tokenizer.encode("yes ."), tokenizer.encode("no .")]
+
+
+def test_distractors_that_are_the_gold_once_more_are_left_out(tokenizer):
+    """As text (case, punctuation, articles), or as tokens (GPT's are the same for both apostrophes)."""
+    twins = ["It's a Market!", "its market", "it’s the market .", "its market"]
+    same_tokens = ["i’m fine", "no .", "i'm fine"]
+    dialogs = [
+        dialog(turn("a", candidates=["no .", *twins, "yes .", "it's the market ."])),
+        dialog(turn("a", candidates=["yes .", "Yes"]), turn("b", candidates=same_tokens)),
+    ]
+    split = in_memory(tokenizer, dialogs, dialogs[:1])
+    expected = [["no .", "its market", "its market", "yes .", "it's the market ."], ["Yes"], ["no .", "i'm fine"]]
+    for name, n in (("train", 3), ("valid", 1)):
+        found = [example.candidates for example in split[name]]
+        assert found == [list(map(tokenizer.encode, texts)) for texts in expected[:n]]
+    assert split["train"].example(0, num_candidates=2).candidates == found[0][-2:]  # the nearest that differ
+    assert len(split["train"].example(1, n_drawn=5).candidates) == 2  # drawn, as nothing of its own is left
+
+
+def test_drawn_distractors_are_not_the_gold_as_text(tokenizer):
+    same = [dialog(turn("a", candidates=[text])) for text in ("Yes , the cats !", "yes cats", "yes . cats", "no .")]
+    split = in_memory(tokenizer, same)["train"]
+    assert split.example(0, n_drawn=4).candidates == [tokenizer.encode("no ."), tokenizer.encode("yes , the cats !")]
 
 
 # The cache
