@@ -37,7 +37,7 @@ from convai_metrics import (
 )
 from decoding import DecodingSettings
 from evaluation_report import FIGURES, Result, check_output, print_final_line, print_table, run, write_json
-from formats import Dialog, take_persona
+from formats import Dialog
 from options import (
     EVAL_TYPES,
     add_decoding_options,
@@ -48,6 +48,7 @@ from options import (
     precision_of,
 )
 from own_evaluation import OwnEvaluation
+from parlai_text import take_persona
 from pretrained import locate_finetuned
 from same_reply import without_twins
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from errors import UserError, report_user_errors
 from example_world import example_dataset
 from options import chat_parser, chosen_seed, precision_of
+from parlai_text import persona_sentences
+from persona_file import read_persona
 from pretrained import locate_finetuned, read_text
 from terminal import Terminal, plain_line, settled
 from tokenization import join_punctuation
@@ -72,11 +74,13 @@ def given_persona(args: Namespace) -> list[str] | None:
         return []
     if not args.personality:
         return None
-    sentences, only = args.personality, args.personality[0]
-    if len(sentences) == 1 and os.path.isfile(only):
-        sentences = read_text(Path(only)).splitlines()
-    elif len(sentences) == 1 and " " not in only and ("/" in only or only.endswith(".txt")):
+    only = args.personality[0] if len(args.personality) == 1 else ""
+    if os.path.isfile(os.path.expanduser(only)):
+        sentences = read_persona(Path(only).expanduser())
+    elif " " not in only and ("/" in only or only.endswith((".txt", ".json"))):
         raise UserError(f"--personality: there is no file {only}; give one, or the sentences themselves.")
+    else:
+        sentences = persona_sentences(args.personality, "--personality")
     persona = [sentence for sentence in map(plain_line, sentences) if sentence]
     if not persona:
         raise UserError("--personality holds no sentence; use --no_personality to chat without a persona.")
@@ -111,7 +115,7 @@ def load_personas(args: Namespace, folder: Path, tokenizer) -> list[list[str]]:
     if args.dataset_path:
         from utils import get_dataset
 
-        train = get_dataset(tokenizer, args.dataset_path, args.dataset_cache)["train"]
+        train = get_dataset(tokenizer, args.dataset_path, args.dataset_cache, split_needed=False)["train"]
         personas = [list(map(tokenizer.decode, train.persona(dialog))) for dialog in range(train.n_dialogs)]
     else:
         stored = folder / "personas.json"
