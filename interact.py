@@ -19,6 +19,7 @@ from pathlib import Path
 
 from errors import UserError, report_user_errors
 from example_world import example_dataset
+from lost_text import LostText
 from options import chat_parser, chosen_seed, precision_of
 from parlai_text import persona_sentences
 from persona_file import read_persona
@@ -162,6 +163,7 @@ class Chat:
         """Chat until the user leaves or the input ends."""
         for line in self.persona_lines():
             self.terminal.note(line)
+        self.note_losses(self.agent.persona)
         if self.terminal.is_interactive:
             self.terminal.note("/help lists the commands, Ctrl-D leaves.")
         for line in self.terminal.lines():
@@ -185,6 +187,12 @@ class Chat:
             reply = self.agent.reply(text, lambda reply: paragraph.grow(settled(reply)), was_interrupted)
         paragraph.grow(f"{reply} ..." if was_interrupted() else reply)
         paragraph.end()
+        self.note_losses([text])
+
+    def note_losses(self, texts: list[str]) -> None:
+        """Say so where the model's vocabulary cannot spell what somebody wrote."""
+        if note := LostText(self.agent.tokenizer).add_all(texts).note():
+            self.terminal.note(note)
 
     def obey(self, line: str) -> None:
         """Carry out a command; what is wrong with it is said in one line."""
@@ -211,6 +219,7 @@ class Chat:
         for line in self.persona_lines():
             self.terminal.say(line)
         if argument:
+            self.note_losses(self.agent.persona)
             self.terminal.note("The dialog starts anew.")
 
     def persona_lines(self) -> list[str]:

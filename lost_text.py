@@ -1,6 +1,6 @@
 """Text that a vocabulary cannot spell: counted over the utterances of a data set, and said in one sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tokenization import DialogTokenizer
 
@@ -29,6 +29,12 @@ class LostText:
             self.n_unknown += 1
             self.first_unknown = self.first_unknown or text
 
+    def add_all(self, texts: Iterable[str]) -> "LostText":
+        """Tokenize and count utterances, each once; return self."""
+        for text in dict.fromkeys(texts):
+            self.add(text, self.tokenizer.encode(text))
+        return self
+
     def sentence(self) -> str:
         """Return one line that says how much was lost, with an example of each kind; "" where nothing was."""
         parts = []
@@ -41,8 +47,17 @@ class LostText:
         return (f"the vocabulary cannot spell all of the text: {', and '.join(parts)}. The model will not know what "
                 "they say; check the language, or let new_model.py learn a vocabulary of your data")  # fmt: skip
 
+    def note(self) -> str:
+        """Return one line for who has just written these few utterances; "" where nothing was lost."""
+        parts = []
+        if self.n_unknown:
+            parts.append(f"{_shown(self.first_unknown)} is mostly unknown to it")
+        if self.n_empty:
+            parts.append(f"of {_shown(self.first_empty)} nothing is left")
+        return f"The model's vocabulary cannot spell this: {', '.join(parts)}." if parts else ""
+
     def _share(self, n: int) -> str:
-        return f"{n} of {self.n_utterances} utterances ({100 * n / self.n_utterances:.2g} %)"
+        return f"{n} of {self.n_utterances} utterances ({100 * n / self.n_utterances:.3g} %)"
 
 
 def _shown(text: str) -> str:

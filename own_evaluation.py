@@ -123,10 +123,7 @@ class OwnEvaluation:
         if self.has_told_losses:
             return
         self.has_told_losses = True
-        lost, encode = LostText(self.agent.tokenizer), self.agent.tokenizer.encode
-        for text in dict.fromkeys(_texts(self.valid)):
-            lost.add(text, encode(text))
-        if sentence := lost.sentence():
+        if sentence := LostText(self.agent.tokenizer).add_all(_texts(self.valid)).sentence():
             logger.warning("%s", sentence)
 
 

@@ -16,6 +16,7 @@ from conftest import TEXTS, make_dialogs
 import store
 import tokenization
 import utils
+from errors import UserError
 from store import DialogSplit, build_arrays, read_store, write_store
 from tokenization import GptTokenizer, train_vocabulary
 from utils import get_dataset
@@ -221,6 +222,31 @@ def test_drawn_distractors_are_not_the_gold_as_text(tokenizer):
     assert split.example(0, n_drawn=4).candidates == [tokenizer.encode("no ."), tokenizer.encode("yes , the cats !")]
 
 
+# Text that the vocabulary cannot spell
+
+
+def test_lost_text_is_told_with_its_share_whether_built_or_cached(tokenizer, tmp_path, caplog):
+    persona = ["живу в москве .", "i sing .", "i sing , привет .", " ", "да ."]
+    dialogs = [dialog(turn("hello", candidates=["yes", "no"]), personality=persona)]
+    (tmp_path / "a.json").write_text(json.dumps({"train": dialogs, "valid": dialogs}))
+    for _ in range(2):
+        caplog.clear()
+        get_dataset(tokenizer, str(tmp_path / "a.json"), str(tmp_path / "cache"))
+        (record,) = caplog.records
+        assert record.levelno == logging.WARNING and "\n" not in record.getMessage()
+        assert (
+            "spell all of the text: 2 of 8 utterances (25 %) are mostly unknown to it ('живу в" in record.getMessage()
+        )
+
+
+def test_utterances_of_which_nothing_is_left_are_told(tmp_path, caplog):
+    learned = train_vocabulary(TEXTS, "gpt2", 400).vocab
+    tokenizer = tokenization.Gpt2Tokenizer({token: i for token, i in learned.items() if token.isascii()}, [])
+    (tmp_path / "a.json").write_text(json.dumps([dialog(turn("a", candidates=["日本"]))] * 2))
+    get_dataset(tokenizer, str(tmp_path / "a.json"), "")
+    assert "1 of 2 utterances (50 %) are empty in it ('日本')" in caplog.text
+
+
 # The cache
 
 
@@ -421,6 +447,15 @@ def test_without_a_prefix_nothing_is_written(tokenizer, dataset_file, tmp_path, 
     before = sorted(tmp_path.iterdir())
     get_dataset(tokenizer, str(dataset_file), "")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_lone_dialog_from_the_cache_of_a_chat_is_refused_for_training(tokenizer, tmp_path):
+    path, cache = tmp_path / "one.json", str(tmp_path / "cache")
+    path.write_text(json.dumps(make_dialogs(1)))
+    splits = get_dataset(tokenizer, str(path), cache, split_needed=False)
+    assert (splits["train"].n_dialogs, splits["valid"].n_dialogs) == (1, 0)
+    with pytest.raises(UserError, match=r"one.json: a lone dialog cannot be split"):
+        get_dataset(tokenizer, str(path), cache)
 
 
 def test_the_example_set_is_cached_too(tokenizer, tmp_path, count_encoded):
