@@ -405,6 +405,18 @@ def test_some_single_candidates_are_hits_with_a_warning(tokenizer, tmp_path, cap
     assert "1 examples have a single candidate" in caplog.text
 
 
+def test_text_that_the_vocabulary_cannot_spell_is_told_once(tokenizer, tmp_path, caplog):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(alike("yes .", "живу в москве .", "no .")))
+    evaluate(OwnEvaluation(options(path)), dialog_agent(tokenizer), ["hits@1", "ppl", "f1"])
+    told = [record.getMessage() for record in caplog.records if "cannot spell" in record.getMessage()]
+    if tokenizer.family == "gpt2":  # by its bytes it spells everything
+        assert told == []
+    else:
+        (message,) = told
+        assert "1 of 4 utterances (25 %) are mostly unknown to it ('живу в москве .')" in message
+
+
 def test_f1_is_the_mean_over_greedy_replies(tokenizer, dataset_file):
     agent = dialog_agent(tokenizer)
     scores = []

@@ -226,17 +226,16 @@ def test_drawn_distractors_are_not_the_gold_as_text(tokenizer):
 
 
 def test_lost_text_is_told_with_its_share_whether_built_or_cached(tokenizer, tmp_path, caplog):
-    persona = ["живу в москве .", "i sing .", "i sing , привет .", " ", "да ."]
+    persona = ["живу в москве .", "i sing .", "i sing , да .", " ", "да ."]
     dialogs = [dialog(turn("hello", candidates=["yes", "no"]), personality=persona)]
     (tmp_path / "a.json").write_text(json.dumps({"train": dialogs, "valid": dialogs}))
     for _ in range(2):
         caplog.clear()
         get_dataset(tokenizer, str(tmp_path / "a.json"), str(tmp_path / "cache"))
         (record,) = caplog.records
-        assert record.levelno == logging.WARNING and "\n" not in record.getMessage()
-        assert (
-            "spell all of the text: 2 of 8 utterances (25 %) are mostly unknown to it ('живу в" in record.getMessage()
-        )
+        message = record.getMessage()
+        assert record.levelno == logging.WARNING and "\n" not in message
+        assert "all of the text: 2 of 8 utterances (25 %) are mostly unknown to it ('живу в москве .')" in message
 
 
 def test_utterances_of_which_nothing_is_left_are_told(tmp_path, caplog):
