@@ -166,7 +166,7 @@ class ValidationHistory:
         self.path = run / METRICS_FILE
         self.records: list[dict] = []
         if self.path.is_file():
-            records = map(json.loads, self.path.read_text(encoding="utf-8").splitlines())
+            records = map(json.loads, self.path.read_text(encoding="utf-8-sig").splitlines())
             self.records = [record for record in records if record["updates"] <= update]
 
     def rewrite(self) -> None:

@@ -37,7 +37,7 @@ from convai_metrics import (
 )
 from decoding import DecodingSettings
 from evaluation_report import FIGURES, Result, check_output, print_final_line, print_table, run, write_json
-from formats import Dialog, take_persona
+from formats import Dialog
 from options import (
     EVAL_TYPES,
     add_decoding_options,
@@ -48,7 +48,9 @@ from options import (
     precision_of,
 )
 from own_evaluation import OwnEvaluation
+from parlai_text import take_persona
 from pretrained import locate_finetuned
+from same_reply import without_twins
 
 logger = logging.getLogger("convai_evaluation")
 
@@ -340,15 +342,19 @@ class _TransformerAgent:
         return self.words.next_word_probability(self.dialog_agent, self.observation["dialog_context"], partial_out)
 
     def _rank(self, observations) -> list[dict]:
-        questions = [
-            (observation["dialog_context"], list(observation["label_candidates"])) for observation in observations
-        ]
+        questions = [(observation["dialog_context"], self._candidates(observation)) for observation in observations]
         scores = self.dialog_agent.rank_batch(questions)
         ranked = [
             best_first(candidates, row, gold_of(observation))
             for observation, (_, candidates), row in zip(observations, questions, scores, strict=True)
         ]
         return [{"text": candidates[0], "text_candidates": candidates} for candidates in ranked]
+
+    def _candidates(self, observation) -> list[str]:
+        """Return the candidates to rank: where the gold reply is known, without its repetitions, as in training."""
+        candidates = list(observation["label_candidates"])
+        labels = labels_of(observation)
+        return without_twins(candidates, labels, self.dialog_agent.tokenizer.encode) if labels else candidates
 
     def _score(self, observations) -> list[dict]:
         questions = [(observation["dialog_context"], gold_of(observation)) for observation in observations]
@@ -359,9 +365,13 @@ class _TransformerAgent:
         return [{"text": text} for text in self.dialog_agent.reply_batch(contexts, chosen_seed(self.opt))]
 
 
+def labels_of(observation: Mapping[str, Any]) -> Sequence[str]:
+    """Return the replies that ParlAI counts as right, the one to learn first; none where they are hidden."""
+    return observation.get("eval_labels") or observation.get("labels") or ()
+
+
 def gold_of(observation: Mapping[str, Any]) -> str | None:
-    labels = observation.get("eval_labels") or observation.get("labels")
-    return labels[0] if labels else None
+    return next(iter(labels_of(observation)), None)
 
 
 def agent_class():

@@ -12,8 +12,6 @@ Both are divided by the published probability of the whole dictionary, and are m
 """
 
 import math
-import re
-import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -24,6 +22,7 @@ from tqdm import tqdm
 
 from agent import Context, DialogAgent
 from formats import Dialog
+from same_reply import is_gold, normalize_answer
 from store import TokenIds
 from tokenization import UNKNOWN_TOKEN, DialogTokenizer
 
@@ -40,25 +39,12 @@ SPECIAL_ENTRIES = {
 }
 _BYTE_LEVEL_SPACES = "ĉĊċČčĠ"  # how GPT-2's vocabulary writes a tab, line breaks and a space
 
-_PUNCTUATION_TO_SPACE = str.maketrans(dict.fromkeys(string.punctuation, " "))
-_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
-
-
-def normalize_answer(text: str) -> list[str]:
-    """Return the words that count in comparing replies: lower case, without ASCII punctuation and articles."""
-    return _ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION_TO_SPACE)).split()
-
 
 def f1_score(reply: str, gold: str) -> float:
     """Return the harmonic mean of precision and recall of the reply's words; 0 where either has none."""
     said, wanted = normalize_answer(reply), normalize_answer(gold)
     n_common = (Counter(said) & Counter(wanted)).total()
     return 2 * n_common / (len(said) + len(wanted)) if n_common else 0.0
-
-
-def is_gold(candidate: str, gold: str) -> bool:
-    """Whether a candidate counts as the gold reply: by ParlAI's rule punctuation, case and articles do not matter."""
-    return normalize_answer(candidate) == normalize_answer(gold)
 
 
 def gold_rank(candidates: Sequence[str], scores: Sequence[float], gold: str) -> int | None:

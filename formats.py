@@ -1,5 +1,5 @@
-"""Dialogs into the PersonaChat form: from JSON (plain or gzipped) or ParlAI text, one file or a train and valid pair,
-and from tables (tables.py).
+"""Dialogs into the PersonaChat form: from JSON (plain or gzipped) or ParlAI text (parlai_text.py), one file or a train
+and valid pair, and from tables (tables.py). What they may hold is in schema.py.
 
 All readers return `{"train": dialogs, "valid": dialogs}`. A dialog is `{"personality": [sentence, ...], "utterances":
 [{"history": [turn, ...], "candidates": [distractor, ..., gold reply]}, ...]}`; example_entry.py explains each key.
@@ -14,13 +14,14 @@ import random
 import re
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import example_world
 from download import fetch, is_url
 from errors import UserError
+from parlai_text import parse_parlai
+from schema import BYTE_ORDER_MARK, PART_NAMES, Strings, check_parts, kind_of, name_parts
 from tables import HUB_PREFIX, INSTALL_DATASETS, Tables, holds_parquet
 
 PERSONACHAT_URL = "https://s3.amazonaws.com/datasets.huggingface.co/personachat/personachat_self_original.json"
@@ -47,17 +48,20 @@ class Source(ABC):
 
     @abstractmethod
     def splits(self) -> dict[str, list[Dialog]]:
-        """Return the dialogs that are there under "train" and "valid", or under "" where no split is named."""
+        """Return the dialogs that are there under "train", "valid" and "test", or under "" where no part is named."""
 
     @abstractmethod
     def place_of(self, split: str) -> str:
         """Return the file, folder or name of a split, for messages."""
 
-    def load(self) -> dict[str, list[Dialog]]:
-        """Return both splits, checked, a part of the dialogs held out where there is no valid; raises UserError."""
-        splits = _with_held_out(self.place_of("train"), self.splits())
+    def load(self, split_needed: bool = True) -> dict[str, list[Dialog]]:
+        """Return both splits, checked, a part of the dialogs held out where there is no valid; raises UserError.
+
+        Where no split is needed, "valid" may be empty: a lone dialog is all in "train".
+        """
+        splits = _with_held_out(self.place_of("train"), self.splits(), split_needed)
         for name, dialogs in splits.items():
-            if not dialogs:
+            if not dialogs and (split_needed or name == "train"):
                 raise UserError(f"{self.place_of(name)}: the {name} split is empty; it needs at least one dialog.")
         return splits
 
@@ -109,7 +113,7 @@ class TableSource(Source):
 
     def splits(self) -> dict[str, list[Dialog]]:
         splits = self.tables.dialogs()
-        _check_splits(splits, self.tables.name)
+        check_parts(splits, self.tables.name)
         return splits
 
     def place_of(self, split: str) -> str:
@@ -140,13 +144,16 @@ def find_source(dataset_path: str) -> Source:
 
 
 def load_for_evaluation(dataset_path: str) -> tuple[list[Dialog], list[Dialog]]:
-    """Return the dialogs to evaluate on, after those to learn from: of data without a valid split all, after none."""
+    """Return the dialogs to evaluate on, after those to learn from: the valid split, else test; or all, after none."""
     splits = find_source(dataset_path).splits()
-    train = splits.get("train", []) if "valid" in splits else []
-    valid = splits["valid"] if "valid" in splits else next(iter(splits.values()))
-    if not valid:
+    chosen = next(name for name in ("valid", "test", "", "train") if name in splits)
+    if chosen == "test":
+        logger.info("%s has no valid split: its test split is evaluated", dataset_path)
+    elif chosen == "valid" and "test" in splits:
+        logger.info("%s: its valid split is evaluated, not its test split", dataset_path)
+    if not splits[chosen]:
         raise UserError(f"--dataset_path {dataset_path}: there are no dialogs to evaluate on; give another file.")
-    return train, valid
+    return splits.get("train", []) if chosen in ("valid", "test") else [], splits[chosen]
 
 
 def read_splits(path: Path) -> dict[str, list[Dialog]]:
@@ -154,7 +161,7 @@ def read_splits(path: Path) -> dict[str, list[Dialog]]:
     text = _read_text(path)
     if path.name.endswith((".json", ".json.gz")) or text[:1000].lstrip().startswith(("{", "[")):
         return _parse_json(text, path)
-    return {"": list(_parse_parlai(text, path))}
+    return {"": parse_parlai(text, path)}
 
 
 def open_checked(path: Path):
@@ -171,7 +178,7 @@ def _read_text(path: Path) -> str:
             content = file.read()
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8").replace(BYTE_ORDER_MARK, "")  # one stands within, too, where files were joined
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8.") from error
     except (EOFError, zlib.error, OSError) as error:
@@ -190,11 +197,15 @@ def _local(path_or_url: str) -> Path:
 
 
 def _file_of_split(folder: Path, split: str) -> Path:
-    found = sorted(path for path in folder.glob(f"{split}*") if path.is_file())
+    first, *others = PART_NAMES[split]
+    # "train_self.txt" and "trainset.json", but of the shorter names no "values.csv" or "device.log".
+    name = re.compile(f"{first}|(?:{'|'.join(others)})(?![a-z])", re.IGNORECASE)
+    found = sorted(path for path in folder.iterdir() if name.match(path.name) and path.is_file())
     if len(found) == 1:
         return found[0]
     problem = f"{len(found)} files" if found else "no file"
-    raise UserError(f"--dataset_path: {folder} has {problem} named {split}*; name the pair as TRAIN,VALID.")
+    names = " or ".join([f"{first}*", *(f"{other}*" for other in others if not other.startswith(first))])
+    raise UserError(f"--dataset_path: {folder} has {problem} named {names}; name the pair as TRAIN,VALID.")
 
 
 def _only_split(path: Path, split: str) -> list[Dialog]:
@@ -205,18 +216,25 @@ def _only_split(path: Path, split: str) -> list[Dialog]:
     return splits[split] if split in splits else next(iter(splits.values()))
 
 
-def _with_held_out(path: str, splits: dict[str, list[Dialog]]) -> dict[str, list[Dialog]]:
+def _with_held_out(path: str, splits: dict[str, list[Dialog]], split_needed: bool) -> dict[str, list[Dialog]]:
     """Return train and valid; of a file that has no valid, 5 % of the dialogs are held out, drawn by seed."""
     if all(name in splits for name in SPLITS):
         return {name: splits[name] for name in SPLITS}
-    dialogs = splits.get("train") or splits.get("") or next(iter(splits.values()), [])
+    if splits.keys() == {"test"}:
+        raise UserError(f"{path}: it has a test part only, which is for evaluation; name it train to learn from it.")
+    whole, dialogs = next((name, splits[name]) for name in ("train", "", "valid") if name in splits)
     if not dialogs:
         raise UserError(f"{path}: the train split is empty; it needs at least two dialogs.")
+    if len(dialogs) == 1 and not split_needed:
+        return {"train": dialogs, "valid": []}
     if len(dialogs) < 2:
         raise UserError(f"{path}: a lone dialog cannot be split; give at least two, or TRAIN,VALID.")
     n_held_out = max(1, round(HELD_OUT_SHARE * len(dialogs)))
     held_out = set(random.Random(DATA_SEED).sample(range(len(dialogs)), n_held_out))
-    logger.info("%s has no valid split: %d of its %d dialogs are held out for it", path, n_held_out, len(dialogs))
+    missing = "train" if whole == "valid" else "valid"
+    unused = "; its test split is not used" if "test" in splits else ""
+    logger.info("%s has no %s split: %d of its %d dialogs are held out for valid%s", path, missing, n_held_out,
+                len(dialogs), unused)  # fmt: skip
     return {
         "train": [dialog for i, dialog in enumerate(dialogs) if i not in held_out],
         "valid": [dialog for i, dialog in enumerate(dialogs) if i in held_out],
@@ -224,13 +242,12 @@ def _with_held_out(path: str, splits: dict[str, list[Dialog]]) -> dict[str, list
 
 
 def _parse_json(text: str, path: Path) -> dict[str, list[Dialog]]:
-    interned: dict[str, str] = {}
+    strings = Strings()
 
     def share_strings(entry: dict) -> dict:
-        # PersonaChat repeats every utterance dozens of times: sharing equal strings bounds the memory.
-        for key in ("candidates", "history"):
+        for key in ("candidates", "history", "personality"):
             if isinstance(entry.get(key), list):
-                entry[key] = [interned.setdefault(t, t) if isinstance(t, str) else t for t in entry[key]]
+                entry[key] = [strings[t] if isinstance(t, str) else t for t in entry[key]]
         return entry
 
     try:
@@ -241,111 +258,9 @@ def _parse_json(text: str, path: Path) -> dict[str, list[Dialog]]:
     except (RecursionError, ValueError) as error:
         raise UserError(f"{path} is no PersonaChat file ({error}); see example_entry.py for the format.") from error
     if not isinstance(data, dict | list):
-        raise UserError(f"{path} holds {_kind(data)} only; see example_entry.py for the format.")
-    splits = {"": data} if isinstance(data, list) else data
-    known = {name: splits[name] for name in ("", *SPLITS) if name in splits}
-    if not known:
-        raise UserError(f'{path}: there is neither a "train" nor a "valid" key; see example_entry.py for the format.')
-    _check_splits(known, path)
-    return known
-
-
-def _check_splits(splits: dict[str, Any], path: Path | str) -> None:
-    """Raise UserError, naming the place, where parsed data are not of the schema; fill in missing personalities."""
-    for name, dialogs in splits.items():
-        if not isinstance(dialogs, list):
-            raise UserError(f'{path}: "{name}" must be a list of dialogs, not {_kind(dialogs)}.')
-        for number, dialog in enumerate(dialogs):
-            _check_dialog(dialog, f"{path}: {name} dialog {number}" if name else f"{path}: dialog {number}")
-
-
-def _check_dialog(dialog: Any, where: str) -> None:
-    """Raise UserError, naming the place, where a parsed dialog is not of the schema; fill in a missing personality."""
-    if not isinstance(dialog, dict):
-        raise UserError(f"{where} must be an object, not {_kind(dialog)}.")
-    _check_strings(dialog.setdefault("personality", []), f'{where}, key "personality"')
-    utterances = dialog.get("utterances")
-    if not isinstance(utterances, list):
-        raise UserError(f'{where}, key "utterances" must be a list, not {_kind(utterances)}.')
-    if not utterances:
-        raise UserError(f'{where} has no turns: its "utterances" are empty; fill or remove it.')
-    for number, utterance in enumerate(utterances):
-        place = f"{where}, utterance {number}"
-        if not isinstance(utterance, dict):
-            raise UserError(f"{place} must be an object, not {_kind(utterance)}.")
-        for key in ("history", "candidates"):
-            _check_strings(utterance.get(key), f'{place}, key "{key}"')
-        if not utterance["candidates"]:
-            raise UserError(f'{place}, key "candidates" is empty; it needs at least the gold reply.')
-
-
-def _check_strings(value: Any, where: str) -> None:
-    if not isinstance(value, list):
-        raise UserError(f"{where} must be a list of strings, not {_kind(value)}.")
-    for item in value:
-        if not isinstance(item, str):
-            raise UserError(f"{where} must hold strings only, not {_kind(item)}.")
-
-
-def _kind(value: Any) -> str:
-    names = {type(None): "missing or null", dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return names.get(type(value), "a number")
-
-
-_PARLAI_LINE = re.compile(r"(\d{1,9}) (.*)")
-_PERSONA_LINE = re.compile(r"(your|partner's) persona:(.*)", re.IGNORECASE)
-
-
-def _parse_parlai(text: str, path: Path) -> Iterator[Dialog]:
-    r"""Yield the dialogs of ParlAI's numbered text: persona lines, then `N turn\treply[\treward\tcand|cand|...]`."""
-    dialog: Dialog | None = None
-    previous = 0
-    for n_line, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        match = _PARLAI_LINE.fullmatch(line)
-        if not match:
-            raise UserError(f"{path}, line {n_line}: in ParlAI text a line starts with its number in the dialog and a "
-                            f"space; this one starts with {line[:20]!r}.")  # fmt: skip
-        if dialog is None or int(match[1]) <= previous:  # a number that is no higher starts a new dialog
-            if dialog:
-                yield _finished(dialog, path, n_line)
-            dialog, turns, unanswered = {"personality": [], "utterances": []}, [], ""
-        previous = int(match[1])
-        said, reply, reward, offered, *_ = [*match[2].replace("\\n", "\n").split("\t"), "", "", ""]
-        if "|" in reward:
-            raise UserError(f"{path}, line {n_line}: the third field is for a reward; put two tabs between the reply "
-                            "and the candidates.")  # fmt: skip
-        turn = f"{unanswered} {take_persona(said, dialog['personality'])}".strip()
-        replies = _alternatives(reply)
-        if not replies:
-            unanswered = turn  # said without an answer: it belongs to what the next answer replies to
-            continue
-        gold, distractors = replies[0], [c for c in _alternatives(offered) if c not in replies]
-        dialog["utterances"].append({"history": [*turns, turn], "candidates": [*distractors, gold]})
-        turns, unanswered = [*turns, turn, gold], ""
-    if dialog:
-        yield _finished(dialog, path, n_line + 1)
-
-
-def take_persona(text: str, personality: list[str]) -> str:
-    """Move the persona sentences of a turn, each on a line of its own, to `personality`; return what is left."""
-    said = []
-    for line in text.split("\n"):
-        persona = _PERSONA_LINE.fullmatch(line.strip())
-        if not persona:
-            said.append(line)
-        elif persona[1].lower() == "your" and persona[2].strip():  # the partner's is not the agent's to know
-            personality.append(persona[2].strip())
-    return "\n".join(said)
-
-
-def _alternatives(field: str) -> list[str]:
-    return [text.strip() for text in field.split("|") if text.strip()]
-
-
-def _finished(dialog: Dialog, path: Path, next_line: int) -> Dialog:
-    if not dialog["utterances"]:
-        raise UserError(f"{path}: the dialog that ends before line {next_line} has no turns; a turn and its reply "
-                        "stand on one line, parted by a tab.")  # fmt: skip
-    return dialog
+        raise UserError(f"{path} holds {kind_of(data)} only; see example_entry.py for the format.")
+    if isinstance(data, dict) and "utterances" in data:  # a dialog by itself
+        data = [data]
+    splits = {"": data} if isinstance(data, list) else name_parts(data, path)
+    check_parts(splits, path)
+    return splits

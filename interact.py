@@ -19,7 +19,10 @@ from pathlib import Path
 
 from errors import UserError, report_user_errors
 from example_world import example_dataset
+from lost_text import LostText
 from options import chat_parser, chosen_seed, precision_of
+from parlai_text import persona_sentences
+from persona_file import read_persona
 from pretrained import locate_finetuned, read_text
 from terminal import Terminal, plain_line, settled
 from tokenization import join_punctuation
@@ -72,11 +75,13 @@ def given_persona(args: Namespace) -> list[str] | None:
         return []
     if not args.personality:
         return None
-    sentences, only = args.personality, args.personality[0]
-    if len(sentences) == 1 and os.path.isfile(only):
-        sentences = read_text(Path(only)).splitlines()
-    elif len(sentences) == 1 and " " not in only and ("/" in only or only.endswith(".txt")):
+    only = args.personality[0] if len(args.personality) == 1 else ""
+    if os.path.isfile(os.path.expanduser(only)):
+        sentences = read_persona(Path(only).expanduser())
+    elif " " not in only and ("/" in only or only.endswith((".txt", ".json"))):
         raise UserError(f"--personality: there is no file {only}; give one, or the sentences themselves.")
+    else:
+        sentences = persona_sentences(args.personality, "--personality")
     persona = [sentence for sentence in map(plain_line, sentences) if sentence]
     if not persona:
         raise UserError("--personality holds no sentence; use --no_personality to chat without a persona.")
@@ -112,7 +117,7 @@ def load_personas(args: Namespace, folder: Path, tokenizer) -> list[list[str]]:
     if args.dataset_path:
         from utils import get_dataset
 
-        train = get_dataset(tokenizer, args.dataset_path, args.dataset_cache)["train"]
+        train = get_dataset(tokenizer, args.dataset_path, args.dataset_cache, split_needed=False)["train"]
         personas = [list(map(tokenizer.decode, train.persona(dialog))) for dialog in range(train.n_dialogs)]
     else:
         stored = folder / "personas.json"
@@ -159,6 +164,7 @@ class Chat:
         """Chat until the user leaves or the input ends."""
         for line in self.persona_lines():
             self.terminal.note(line)
+        self.note_losses(self.agent.persona)
         if self.terminal.is_interactive:
             self.terminal.note("/help lists the commands, Ctrl-D leaves.")
         for line in self.terminal.lines():
@@ -182,6 +188,12 @@ class Chat:
             reply = self.agent.reply(text, lambda reply: paragraph.grow(settled(reply)), was_interrupted)
         paragraph.grow(f"{reply} ..." if was_interrupted() else reply)
         paragraph.end()
+        self.note_losses([text])
+
+    def note_losses(self, texts: list[str]) -> None:
+        """Say so where the model's vocabulary cannot spell what somebody wrote."""
+        if note := LostText(self.agent.tokenizer).add_all(texts).note():
+            self.terminal.note(note)
 
     def obey(self, line: str) -> None:
         """Carry out a command; what is wrong with it is said in one line."""
@@ -208,6 +220,7 @@ class Chat:
         for line in self.persona_lines():
             self.terminal.say(line)
         if argument:
+            self.note_losses(self.agent.persona)
             self.terminal.note("The dialog starts anew.")
 
     def persona_lines(self) -> list[str]:

@@ -71,8 +71,8 @@ def write_model_card(run: Path, facts: dict | None = None) -> None:
 
 def model_card(run: Path, facts: dict) -> str:
     """Return the text of a run's card."""
-    config, options = (json.loads((run / name).read_text("utf-8")) for name in ("config.json", "arguments.json"))
-    validations = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    config, options = (json.loads((run / name).read_text("utf-8-sig")) for name in ("config.json", "arguments.json"))
+    validations = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8-sig").splitlines()]
     best = best_validation(validations, options)
     model_class = config.get("architectures", ["DoubleHeadsModel"])[0]
     sections = [

@@ -27,7 +27,7 @@ def main() -> None:
                 f"--vocabulary {args.vocabulary} is one of {tokenizer.family}; give --family {tokenizer.family}."
             )
     else:
-        dialogs = find_source(args.dataset_path).load()["train"]
+        dialogs = find_source(args.dataset_path).load(split_needed=False)["train"]
         tokenizer = train_vocabulary(utterances(dialogs), args.family, args.vocab_size)
     folder = Path(args.folder)
     tokenizer.save(folder)

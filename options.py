@@ -167,7 +167,7 @@ def chat_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="SENTENCE",
-        help="the persona, a sentence each, or a text file with a sentence a line",
+        help="the persona, a sentence each, or a file: a sentence a line, ParlAI's persona lines, or JSON",
     )
     model.add_argument("--no_personality", action="store_true", help="chat without a persona")
     add_decoding_options(parser.add_argument_group("decoding"))

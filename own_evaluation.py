@@ -5,6 +5,7 @@ import random
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from agent import Context, DialogAgent
@@ -18,8 +19,11 @@ from convai_metrics import (
     hit_summands,
     perplexity_summands,
 )
-from formats import load_for_evaluation
+from errors import UserError
+from formats import Dialog, load_for_evaluation
+from lost_text import LostText
 from options import chosen_seed
+from same_reply import without_twins
 from store import DialogSplit, build_arrays
 from updates import N_VALIDATION_DISTRACTORS
 
@@ -51,11 +55,16 @@ class OwnEvaluation:
         self.max_history = args.max_history
         self.seed = chosen_seed(vars(args))
         self.train, self.valid = load_for_evaluation(args.dataset_path)
+        self.has_told_losses = False
         logger.info("%s: %d dialogs to evaluate on", self.name, len(self.valid))
 
     def start(self, eval_type: str, agent: DialogAgent) -> tuple[int, Iterator[dict[str, float]]]:
-        """Return the number of examples and an iterator that scores them, yielding the figures so far."""
+        """Return the number of examples and an iterator that scores them, yielding the figures so far.
+
+        Raises UserError where there is nothing to rank: a single candidate is a hit by definition.
+        """
         self.agent = agent
+        self._tell_losses()
         examples = [
             Example(Context(dialog["personality"], utterance["history"]), utterance["candidates"])
             for dialog in self.valid
@@ -89,20 +98,41 @@ class OwnEvaluation:
         return [f1_summands(reply, example.gold) for reply, example in zip(replies, batch, strict=True)]
 
     def _with_distractors(self, examples: Sequence[Example]) -> list[Example]:
-        """Give the examples that offer only the gold reply the distractors that validation draws in training."""
-        if all(len(example.candidates) > 1 for example in examples):
-            return list(examples)
-        split = DialogSplit(build_arrays({"valid": self.valid}, self.agent.tokenizer), "valid")
-        text_of = {tuple(split[i].candidates[-1]): example.gold for i, example in enumerate(examples)}
-        drawn = []
-        for i, example in enumerate(examples):
-            if len(example.candidates) == 1:
-                distractors = split.example(i, n_drawn=N_VALIDATION_DISTRACTORS).candidates[:-1]
-                example = Example(example.context, [*(text_of[tuple(ids)] for ids in distractors), example.gold])
-            drawn.append(example)
-        if n_single := sum(len(example.candidates) == 1 for example in drawn):
+        """Give each example the candidates that training's validation ranks.
+
+        Those that are the gold reply once more are left out; where it alone is left, distractors are drawn.
+        """
+        encode = cache(self.agent.tokenizer.encode)
+        examples = [e._replace(candidates=without_twins(e.candidates, [e.gold], encode)) for e in examples]
+        if any(len(example.candidates) == 1 for example in examples):
+            split = DialogSplit(build_arrays({"valid": self.valid}, self.agent.tokenizer), "valid")
+            for i, example in enumerate(examples):
+                if len(example.candidates) == 1:
+                    drawn = split.draw_distractors(i, N_VALIDATION_DISTRACTORS)
+                    examples[i] = example._replace(candidates=[*(examples[j].gold for j in drawn), example.gold])
+        n_single = sum(len(example.candidates) == 1 for example in examples)
+        if n_single == len(examples):
+            raise UserError(f"--dataset_path {self.name}: no example has candidates to rank, and other dialogs have no "
+                            "other replies to draw them from; hits@1 needs some.")  # fmt: skip
+        if n_single:
             logger.warning("%d examples have a single candidate, which is a hit by definition", n_single)
-        return drawn
+        return examples
+
+    def _tell_losses(self) -> None:
+        """Say once what the vocabulary cannot spell of the utterances: of candidates only the gold replies count."""
+        if self.has_told_losses:
+            return
+        self.has_told_losses = True
+        if sentence := LostText(self.agent.tokenizer).add_all(_texts(self.valid)).sentence():
+            logger.warning("%s", sentence)
+
+
+def _texts(dialogs: Sequence[Dialog]) -> Iterator[str]:
+    """Yield persona sentences, turns and gold replies."""
+    for dialog in dialogs:
+        yield from dialog["personality"]
+        for utterance in dialog["utterances"]:
+            yield from (*utterance["history"], utterance["candidates"][-1])
 
 
 def shuffled_batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:

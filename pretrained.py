@@ -81,7 +81,7 @@ def read_json_object(path: Path) -> dict:
 def read_text(path: Path) -> str:
     """Return the text in `path`; UserError where it cannot be read or is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
 

@@ -4,11 +4,14 @@ The file is a safetensors file, so it holds no code and opens in milliseconds. A
 split S, D dialogs and E examples (replies to predict):
 
     tokens (n_tokens,), utterance_ends (U,)   the token ids of all utterances, one after the other
+    text_class (U,)                           equal numbers: one reply by ParlAI's text rule (same_reply)
+    notice (n,)                               UTF-8: what is to be said of text that the vocabulary cannot spell
     S.persona (n,), S.persona_ends (D,)       utterance numbers of the persona sentences, dialog after dialog
     S.turns (n,)                              utterance numbers of what was said, dialog after dialog
     S.dialog (E,)                             the dialog that an example belongs to
     S.history_start, S.history_end (E,)       an example's history is turns[start:end]
-    S.candidates (n,), S.candidate_ends (E,)  utterance numbers of its candidate replies, the gold last
+    S.candidates (n,), S.candidate_ends (E,)  utterance numbers of its candidate replies, the gold last; none of the
+                                              others is the gold once more, as text or as tokens
 """
 
 import logging
@@ -23,9 +26,11 @@ import numpy as np
 from tqdm import tqdm
 
 from formats import DATA_SEED, SPLITS, Dialog
+from lost_text import LostText
+from same_reply import normalize_answer
 from tokenization import DialogTokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SPLIT_ARRAYS = ("persona", "persona_ends", "turns", "dialog", "history_start", "history_end", "candidates",
                  "candidate_ends")  # fmt: skip
 
@@ -52,6 +57,7 @@ class DialogSplit(Sequence):
     def __init__(self, arrays: dict[str, np.ndarray], name: str):
         self.name = name
         self._tokens, self._utterance_ends = arrays["tokens"], arrays["utterance_ends"]
+        self._text_class = arrays["text_class"]
         for key in _SPLIT_ARRAYS:
             setattr(self, f"_{key}", arrays[f"{name}.{key}"])
 
@@ -69,13 +75,13 @@ class DialogSplit(Sequence):
         """Return example `index` with its last `num_candidates` candidates (None: all of them).
 
         Where the data offer only the gold reply, up to `n_drawn` distractors are drawn from the gold replies of other
-        dialogs: the same ones every time, all different, never the gold.
+        dialogs: the same ones every time, all different, never the gold (see same_reply).
         """
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         candidates = _slice(self._candidates, self._candidate_ends, index)
         if len(candidates) == 1 and n_drawn:
-            candidates = self._draw_distractors(index, n_drawn) + candidates.tolist()
+            candidates = [*map(self._gold, self.draw_distractors(index, n_drawn)), *candidates]
         if num_candidates is not None:
             candidates = candidates[-num_candidates:]
         history = self._turns[self._history_start[index] : self._history_end[index]]
@@ -93,22 +99,24 @@ class DialogSplit(Sequence):
         """Return the token ids of one utterance."""
         return _slice(self._tokens, self._utterance_ends, number).tolist()
 
-    def _draw_distractors(self, index: int, n: int) -> list[int]:
-        """Return utterance numbers of `n` gold replies of other dialogs, fewer where the split has not so many."""
+    def draw_distractors(self, index: int, n: int) -> list[int]:
+        """Return `n` examples of other dialogs, whose gold replies are to distract in this one; fewer where need be."""
         first, last = np.searchsorted(self._dialog, self._dialog[index] + np.array([0, 1]))
         n_others = len(self) - (last - first)
         random = np.random.default_rng((DATA_SEED, index))
-        seen = {tuple(self.utterance(self._gold(index)))}  # as tokens: texts can differ in what these leave out
+        gold = self._gold(index)
+        seen = {tuple(self.utterance(gold)), int(self._text_class[gold])}
         drawn: list[int] = []
         # Twenty tries for each one wanted find it unless nearly all replies are alike.
         for other in random.choice(n_others, size=min(20 * n, n_others), replace=False):
             if len(drawn) == n:
                 break
-            reply = self._gold(other if other < first else other + last - first)
-            tokens = tuple(self.utterance(reply))
-            if tokens not in seen:
-                seen.add(tokens)
-                drawn.append(reply)
+            example = int(other if other < first else other + last - first)
+            reply = self._gold(example)
+            same = {tuple(self.utterance(reply)), int(self._text_class[reply])}
+            if seen.isdisjoint(same):
+                seen |= same
+                drawn.append(example)
         return drawn
 
     def _gold(self, index: int) -> int:
@@ -140,6 +148,8 @@ def open_or_build(
                 arrays = read_store(path)
             except (OSError, CorruptStore) as error:
                 logger.warning("the token cache %s cannot be used (%s); the data stay in memory this time", path, error)
+    if len(arrays["notice"]):  # as true of the data that come from a cache
+        logger.warning("%s", arrays["notice"].tobytes().decode())
     return {name: DialogSplit(arrays, name) for name in SPLITS}
 
 
@@ -152,12 +162,48 @@ def build_arrays(splits: dict[str, list[Dialog]], tokenizer: DialogTokenizer) ->
             arrays[f"{name}.{key}"] = np.asarray(values, dtype=np.int32)
     # Ids fit 16 bits for GPT (40,483) and GPT-2 (50,262); larger vocabularies take 32.
     tokens = array("H" if len(tokenizer) <= 2**16 else "I")
-    ends = array("q")
+    ends, lost = array("q"), LostText(tokenizer)
+    text_class, token_class = _Classes(), _Classes()
     for text in tqdm(numbers, desc="tokenizing", unit=" utterances", disable=None, leave=False):
-        tokens.extend(tokenizer.encode(text))
+        ids = tokenizer.encode(text)
+        tokens.extend(ids)
         ends.append(len(tokens))
+        text_class.add(" ".join(normalize_answer(text)))
+        token_class.add(tuple(ids))
+        lost.add(text, ids)
     arrays["tokens"], arrays["utterance_ends"] = np.asarray(tokens), np.asarray(ends)
+    arrays["text_class"] = text_class.numbers()
+    arrays["notice"] = np.frombuffer(lost.sentence().encode(), dtype=np.uint8)
+    for name in splits:
+        _drop_twins(arrays, name, text_class.numbers(), token_class.numbers())
     return arrays
+
+
+class _Classes:
+    """Numbers items one after the other, equal ones with the same number."""
+
+    def __init__(self):
+        self._number_of: dict = {}
+        self._numbers = array("i")
+
+    def add(self, item) -> None:
+        self._numbers.append(self._number_of.setdefault(item, len(self._number_of)))
+
+    def numbers(self) -> np.ndarray:
+        return np.array(self._numbers, dtype=np.int32)
+
+
+def _drop_twins(arrays: dict[str, np.ndarray], split: str, *classes: np.ndarray) -> None:
+    """Leave out the candidates of each example that are in a class with its gold; `classes` (U,) number utterances."""
+    candidates, ends = arrays[f"{split}.candidates"], arrays[f"{split}.candidate_ends"]
+    n_candidates = np.diff(ends, prepend=0)
+    gold = np.repeat(candidates[ends - 1], n_candidates)  # each candidate's
+    is_kept = np.ones(len(candidates), dtype=bool)
+    for numbers in classes:
+        is_kept &= numbers[candidates] != numbers[gold]
+    is_kept[ends - 1] = True
+    arrays[f"{split}.candidates"] = candidates[is_kept]
+    arrays[f"{split}.candidate_ends"] = np.cumsum(is_kept, dtype=np.int32)[ends - 1]
 
 
 def _index_split(dialogs: list[Dialog], numbers: dict[str, int]) -> dict[str, array]:

@@ -36,8 +36,8 @@ def _printable_character(character: str) -> str:
 
 
 def plain_line(text: str) -> str:
-    """Return what was typed without terminal commands, control characters and surrounding white space."""
-    return printable(_TERMINAL_COMMAND.sub("", text)).strip()
+    """Return what was typed without terminal commands, control characters, byte order marks and outer white space."""
+    return printable(_TERMINAL_COMMAND.sub("", text).replace("\ufeff", "")).strip()
 
 
 def settled(text: str) -> str:

@@ -94,6 +94,10 @@ class DialogTokenizer(ABC):
         return self.tokens[token_id] if token_id < len(self.tokens) else None
 
     @abstractmethod
+    def lost_share(self, text: str, ids: Sequence[int]) -> float:
+        """Return the share, 0 to 1, of `text` that has no token in `ids`, which are what `encode` made of it."""
+
+    @abstractmethod
     def _description(self) -> dict:
         """What besides vocabulary and merges decides about the ids."""
 
@@ -146,6 +150,12 @@ class GptTokenizer(DialogTokenizer):
         pieces = [self.token(i) or UNKNOWN_TOKEN for i in ids if i not in special]
         return join_punctuation("".join(pieces).replace("</w>", " ").strip())
 
+    def lost_share(self, text: str, ids: Sequence[int]) -> float:
+        if UNKNOWN_TOKEN in self.vocab:  # each character without a token is one of these
+            return ids.count(self.vocab[UNKNOWN_TOKEN]) / max(1, len(ids))
+        pieces = [piece for word in self._split(text) for piece in (*word[:-1], f"{word[-1:]}</w>")]
+        return sum(piece not in self.vocab for piece in pieces) / max(1, len(pieces))
+
     def _description(self) -> dict:
         description = {"tokenizer_class": "OpenAIGPTTokenizer", "pre_tokenization": self.pre_tokenization}
         if self.pre_tokenization == "spacy":  # other versions of these may split words otherwise
@@ -176,6 +186,17 @@ class Gpt2Tokenizer(DialogTokenizer):
         special = set(self.special_ids.values())
         text = self._tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False)
         return join_punctuation(text.strip())
+
+    @cached_property
+    def _has_all_bytes(self) -> bool:
+        return self.vocab.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
+
+    def lost_share(self, text: str, ids: Sequence[int]) -> float:
+        if self._has_all_bytes:
+            return 0.0
+        by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        pieces = [byte for word, _ in by_bytes.pre_tokenize_str(join_surrogates(text).strip()) for byte in word]
+        return sum(byte not in self.vocab for byte in pieces) / max(1, len(pieces))
 
     def _description(self) -> dict:
         return {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": self.add_prefix_space}

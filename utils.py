@@ -22,19 +22,25 @@ from tokenization import SPECIAL_TOKENS, DialogTokenizer
 IGNORED_LABEL = -100  # what cross-entropy skips
 
 
-def get_dataset(tokenizer: DialogTokenizer, dataset_path: str, dataset_cache: str) -> dict[str, DialogSplit]:
+def get_dataset(
+    tokenizer: DialogTokenizer, dataset_path: str, dataset_cache: str, split_needed: bool = True
+) -> dict[str, DialogSplit]:
     """Return the tokenized "train" and "valid" splits of a data set.
 
     `dataset_path` is "" for PersonaChat (downloaded once), "example" for the embedded set, or any file, pair, folder or
     URL that formats.find_source reads. `dataset_cache` is the path prefix of the token cache, whose name ends in a hash
-    of data, tokenizer and format version; "" keeps everything in memory. Raises UserError for data that cannot be read.
+    of data, tokenizer and format version; "" keeps everything in memory. Where no split is needed, a lone dialog will
+    do, and "valid" may be empty. Raises UserError for data that cannot be read.
     """
     source = find_source(dataset_path)
     path = None
     if dataset_cache:
         key = hashlib.sha256(f"{source.digest()} {tokenizer.fingerprint} {FORMAT_VERSION}".encode()).hexdigest()
         path = Path(f"{dataset_cache}.{key[:16]}")
-    return open_or_build(path, tokenizer, source.load)
+    splits = open_or_build(path, tokenizer, lambda: source.load(split_needed))
+    if split_needed and not len(splits["valid"]):
+        source.load()  # the cache was made where no split was needed; this says what is wrong with the data
+    return splits
 
 
 def cut_history(history: Sequence[TokenIds], max_history: int) -> Sequence[TokenIds]:

@@ -137,6 +137,21 @@ def test_parlai_s_report_and_our_own_path_agree(agent, dialogs_file, batch_size)
     assert 0 < ours["hits@10"] < 1 or ours["f1"] > 0.02  # a random model, or one that has learned
 
 
+def test_repeated_gold_replies_change_no_hits(trained_agent, tmp_path):
+    """Beside the reply, copies of it to the letter and as text, and another right one: none of them is a distractor."""
+    plain = write_dialogs(tmp_path / "plain.txt", n_dialogs=9, n_candidates=5)
+    repeated = tmp_path / "repeated.txt"
+    repeat = r"\t\1|a cat\t\tthe \1!|A CAT|\1|\1|"
+    repeated.write_text(re.sub(r"\t([^\t\n]+)\t\t", repeat, plain.read_text()))
+    ours, theirs, plainly = (
+        figures_of(evaluation, trained_agent, ["hits@1"])
+        for evaluation in (by_ourselves(repeated), by_parlai(repeated), by_ourselves(plain))
+    )
+    assert ours == plainly
+    assert theirs == ours
+    assert 0 < ours["hits@1"] < 1
+
+
 def test_sampled_replies_agree_too(trained_agent, dialogs_file):
     sampling = DialogAgent(trained_agent.model, trained_agent.tokenizer, settings=DecodingSettings(temperature=2.0))
     ours = figures_of(by_ourselves(dialogs_file), sampling, ["f1"])

@@ -340,27 +340,83 @@ def test_batch_size_does_not_change_results(tokenizer, dataset_file, no_sample):
         assert other == pytest.approx(found[0], rel=1e-4)
 
 
+def validation_metrics(agent, path) -> dict[str, float]:
+    """What training's validation finds on the dialogs of a file, all of them."""
+    split = DialogSplit(build_arrays({"valid": read_splits(path)[""]}, agent.tokenizer), "valid")
+    dataset = TreeDataset(split, agent.tokenizer, max_history=2, max_positions=128)
+    loader = [collate_trees([dataset[i] for i in batch]) for batch in length_sorted_batches(dataset, 4)]
+    parts = prepare_parts(training_parser().parse_args([]), agent.model, agent.tokenizer, 1, "cpu")
+    return create_evaluator(parts, torch.device("cpu")).run(loader).metrics
+
+
 def test_drawn_distractors_give_the_hits_and_perplexity_of_training_s_validation(tokenizer, lone_file):
     agent = dialog_agent(tokenizer, seed=3)
     results = evaluate(OwnEvaluation(options(lone_file)), agent, ["hits@1", "ppl"])
-    split = DialogSplit(build_arrays({"valid": read_splits(lone_file)[""]}, tokenizer), "valid")
-    dataset = TreeDataset(split, tokenizer, max_history=2, max_positions=128)
-    batches = length_sorted_batches(dataset, 4)
-    loader = [collate_trees([dataset[i] for i in batch]) for batch in batches]
-    parts = prepare_parts(training_parser().parse_args([]), agent.model, tokenizer, 1, "cpu")
-    metrics = create_evaluator(parts, torch.device("cpu")).run(loader).metrics
+    metrics = validation_metrics(agent, lone_file)
     assert results["hits@1"].figures["hits@1"] == pytest.approx(metrics["hits@1"])
     assert results["hits@1"].figures["hits@1"] < 1  # so there were distractors
     assert results["ppl"].figures["token_ppl"] == pytest.approx(metrics["perplexity"], rel=1e-4)
 
 
-def test_single_candidates_are_hits_with_a_warning(tokenizer, tmp_path, caplog):
-    path = tmp_path / "alike.json"  # all replies alike: there is nothing to draw
-    dialog = {"personality": [], "utterances": [{"history": [TEXTS[0]], "candidates": [TEXTS[1]]}]}
-    path.write_text(json.dumps([dialog, dialog]))
-    results = evaluate(OwnEvaluation(options(path)), dialog_agent(tokenizer), ["hits@1"])
-    assert results["hits@1"].figures["hits@1"] == 1
-    assert "2 examples have a single candidate" in caplog.text
+def with_twins(gold: str) -> list[str]:
+    """The gold reply last, behind others that are it once more: to the letter, as text, and (for GPT) as tokens."""
+    return [gold, f"The {gold.upper()}!", gold.replace("'", "’"), gold]
+
+
+@pytest.mark.parametrize("n_distractors", [0, 2])
+def test_repeated_gold_replies_change_no_hits_here_nor_in_training_s_validation(tokenizer, tmp_path, n_distractors):
+    dialogs = make_dialogs(9, n_candidates=1 + n_distractors)
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps(dialogs))
+    for dialog in dialogs:
+        for utterance in dialog["utterances"]:
+            *distractors, gold = utterance["candidates"]
+            twins = [twin for twin in with_twins(gold) if "’" not in twin or tokenizer.family == "openai-gpt"]
+            utterance["candidates"] = [*twins[:-1], *distractors, twins[-1]]
+    repeated = tmp_path / "repeated.json"
+    repeated.write_text(json.dumps(dialogs))
+    agent = dialog_agent(tokenizer, seed=3)
+    found = [evaluate(OwnEvaluation(options(path)), agent, ["hits@1"])["hits@1"].figures for path in (plain, repeated)]
+    assert 0 < found[0]["hits@1"] < 1
+    assert found[1] == found[0]
+    assert [validation_metrics(agent, path)["hits@1"] for path in (plain, repeated)] == pytest.approx(
+        [found[0]["hits@1"]] * 2
+    )
+
+
+def alike(*replies: str) -> list[dict]:
+    """Dialogs of one reply each, without candidates."""
+    return [{"personality": [], "utterances": [{"history": ["hi"], "candidates": [reply]}]} for reply in replies]
+
+
+def test_hits_without_any_candidates_to_rank_are_refused(tokenizer, tmp_path):
+    path = tmp_path / "alike.json"  # all replies alike, one of them as text only: there is nothing to draw
+    path.write_text(json.dumps(alike("Yes , two cats .", "yes , two cats !", "yes, the two cats.")))
+    evaluation = OwnEvaluation(options(path))
+    with pytest.raises(UserError, match=r"alike.json: no example has candidates to rank"):
+        evaluate(evaluation, dialog_agent(tokenizer), ["hits@1"])
+    assert evaluate(evaluation, dialog_agent(tokenizer), ["ppl"])["ppl"].figures["n_examples"] == 3
+
+
+def test_some_single_candidates_are_hits_with_a_warning(tokenizer, tmp_path, caplog):
+    path = tmp_path / "nearly_alike.json"
+    dialogs = alike("yes .")
+    dialogs[0]["utterances"].append({"history": ["hi", "yes .", "so ?"], "candidates": ["no .", "hello ."]})
+    path.write_text(json.dumps(dialogs))
+    assert evaluate(OwnEvaluation(options(path)), dialog_agent(tokenizer), ["hits@1"])["hits@1"].figures["hits@1"] > 0
+    assert "1 examples have a single candidate" in caplog.text
+
+
+def test_text_that_the_vocabulary_cannot_spell_is_told_once(tokenizer, tmp_path, caplog):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(alike("yes .", "живу в москве .", "no .")))
+    evaluate(OwnEvaluation(options(path)), dialog_agent(tokenizer), ["hits@1", "ppl", "f1"])
+    told = [record.getMessage() for record in caplog.records if "cannot spell" in record.getMessage()]
+    if tokenizer.family == "gpt2":  # by its bytes it spells everything
+        assert told == []
+    else:
+        (message,) = told
+        assert "1 of 4 utterances (25 %) are mostly unknown to it ('живу в москве .')" in message
 
 
 def test_f1_is_the_mean_over_greedy_replies(tokenizer, dataset_file):

@@ -12,9 +12,11 @@ from http_server import FileServer
 import formats
 from errors import UserError
 from example_entry import EXAMPLE_ENTRY
-from formats import find_source
+from formats import find_source, load_for_evaluation
+from schema import KeyCheck, check_dialog
 
 TURN = {"history": ["hi"], "candidates": ["no .", "yes ."]}
+GOOD = {"personality": ["i sing ."], "utterances": [TURN]}
 
 
 @pytest.fixture
@@ -64,11 +66,71 @@ def test_the_documented_entry_is_valid(tmp_path):
     assert load(write_json(tmp_path / "a.json", data)) == data
 
 
-def test_other_keys_are_ignored_and_a_missing_personality_is_empty(tmp_path):
+def warnings_in(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_other_keys_are_named_in_one_warning_and_a_missing_or_null_personality_is_empty(tmp_path, caplog):
     dialog = {"utterances": [{**TURN, "score": 1.5}], "id": 7}
-    splits = load(write_json(tmp_path / "a.json", {"train": [dialog], "valid": [dialog], "test": "anything"}))
-    assert splits["train"][0]["personality"] == []
+    path = write_json(tmp_path / "a.json", {"train": [dialog, {**dialog, "personality": None}], "valid": [dialog]})
+    splits = load(path)
+    assert [dialog["personality"] for dialog in splits["train"]] == [[], []]
     assert splits.keys() == {"train", "valid"}
+    assert warnings_in(caplog) == [f'{path}: ignored, as no such keys are known: "id" (3 times), "score" (3 times)']
+
+
+@pytest.mark.parametrize("train", ["train", "training", "Train"])
+@pytest.mark.parametrize("valid", ["valid", "validation", "dev", "val", "eval", "VALID"])
+def test_parts_by_the_names_that_others_give_them(tmp_path, caplog, train, valid):
+    path = write_json(tmp_path / "a.json", {valid: make_dialogs(1), train: make_dialogs(3), "test": make_dialogs(2)})
+    with caplog.at_level(logging.INFO):
+        assert load(path) == {"train": make_dialogs(3), "valid": make_dialogs(1)}
+        assert not caplog.records
+        assert load_for_evaluation(str(path)) == (make_dialogs(3), make_dialogs(1))
+    assert caplog.messages == [f"{path}: its valid split is evaluated, not its test split"]
+
+
+def test_a_test_part_is_never_validated_on(tmp_path, caplog):
+    path = write_json(tmp_path / "a.json", {"train": make_dialogs(4), "test": [GOOD], "valid": None})
+    with caplog.at_level(logging.INFO):
+        splits = load(path)
+        assert len(splits["train"]) == 3 and GOOD not in splits["valid"]
+        assert "1 of its 4 dialogs are held out for valid; its test split is not used" in caplog.messages[0]
+        caplog.clear()
+        assert load_for_evaluation(str(path)) == (make_dialogs(4), [GOOD])
+    assert caplog.messages == [f"{path} has no valid split: its test split is evaluated"]
+    only = write_json(tmp_path / "b.json", {"testing": [GOOD, GOOD]})
+    assert "b.json: it has a test part only, which is for evaluation" in error_of(only)
+    assert load_for_evaluation(str(only)) == ([], [GOOD, GOOD])
+    assert load(f"{path},{only}")["valid"] == [GOOD, GOOD]  # asked for
+
+
+def test_a_part_of_unknown_name_is_named(tmp_path, caplog):
+    path = write_json(tmp_path / "a.json", {"train": make_dialogs(3), "holdout": make_dialogs(1), "about": "me"})
+    load(path)
+    (warning,) = warnings_in(caplog)
+    assert 'a.json: ignored, as no such parts are known: "holdout", "about" (known: train, training, valid' in warning
+
+
+@pytest.mark.parametrize("bad, wanted", [
+    ({"persona": ["i sing ."], "utterances": [TURN]}, 'the key "persona" is unknown; did you mean "personality"?'),
+    ({"personality": None, "Personas": ["a"], "utterances": [TURN]}, 'key "Personas" is unknown; did you mean "person'),
+    ({"personalty": ["i sing ."], "utterances": [TURN]}, 'key "personalty" is unknown; did you mean "personality"?'),
+    ({"turns": [TURN]}, 'dialog 1: the key "turns" is unknown; did you mean "utterances"?'),
+    ({"utterances": [TURN, {"context": ["a"], "candidates": ["b"]}]},
+     'dialog 1, utterance 1: the key "context" is unknown; did you mean "history"?'),
+    ({"utterances": [{"history": ["a"], "candidate": ["b"]}]}, '"candidate" is unknown; did you mean "candidates"?'),
+    ({"utterances": [{"histroy": ["a"], "candidates": ["b"]}]}, 'key "histroy" is unknown; did you mean "history"?'),
+])  # fmt: skip
+def test_a_key_that_looks_like_a_missing_one_is_refused_with_a_suggestion(tmp_path, bad, wanted):
+    message = error_of(write_json(tmp_path / "a.json", [GOOD, bad]))
+    assert "a.json: dialog 1" in message and wanted in message
+
+
+def test_keys_that_only_look_like_one_are_ignored_where_that_is_there(tmp_path, caplog):
+    dialogs = [{**GOOD, "persona": ["x"]}, {"utterances": [TURN], "personality_id": 3, "persona": None}]
+    assert len(load(write_json(tmp_path / "a.json", dialogs))["train"]) == 1
+    assert '"persona" (1 times), "personality_id" (1 times)' in warnings_in(caplog)[0]
 
 
 @pytest.mark.parametrize("as_list", [True, False])
@@ -89,6 +151,19 @@ def test_two_dialogs_are_the_fewest_that_can_be_split(tmp_path):
     splits = load(write_json(tmp_path / "a.json", make_dialogs(2)))
     assert [len(splits["train"]), len(splits["valid"])] == [1, 1]
     assert "lone dialog" in error_of(write_json(tmp_path / "a.json", make_dialogs(1)))
+
+
+@pytest.mark.parametrize("content", [[EXAMPLE_ENTRY], EXAMPLE_ENTRY, {"train": [EXAMPLE_ENTRY]}])
+def test_one_dialog_serves_where_no_split_is_needed(tmp_path, content):
+    path = write_json(tmp_path / "a.json", content)
+    assert find_source(str(path)).load(split_needed=False) == {"train": [EXAMPLE_ENTRY], "valid": []}
+    assert load_for_evaluation(str(path)) == ([], [EXAMPLE_ENTRY])
+    assert "a lone dialog cannot be split" in error_of(path)
+
+
+def test_no_dialog_at_all_serves_nowhere(tmp_path):
+    with pytest.raises(UserError, match="the train split is empty"):
+        find_source(str(write_json(tmp_path / "a.json", []))).load(split_needed=False)
 
 
 # ParlAI text
@@ -132,6 +207,36 @@ def test_candidates_in_the_field_of_the_reward_are_refused(tmp_path):
         load_text(tmp_path, "1 q\tgold\t\ta|b", "2 q\tgold\ta|b")
 
 
+def test_a_bar_is_text_in_a_file_without_candidates(tmp_path):
+    lines = ["1 either | or ?\tyes | no |", "2 so ?\t|", "1 q\tthe | key\t\t"]
+    first, second = load_text(tmp_path, *lines)
+    assert [turn["candidates"] for turn in first["utterances"]] == [["yes | no |"], ["|"]]
+    assert second["utterances"][0]["candidates"] == ["the | key"]
+    # One line with candidates, and bars part alternatives in the whole file.
+    assert load_text(tmp_path, *lines, "1 q\ta\t\tb|a")[1]["utterances"][0]["candidates"] == ["the"]
+
+
+def test_right_replies_are_no_distractors_however_they_are_written(tmp_path):
+    assert candidates_of(tmp_path, "1 q\tA cat .|a dog .\t\tthe cat!|Dog|two cats|A cat .") == ["two cats", "A cat ."]
+
+
+def test_what_is_joined_or_left_out_is_counted_in_one_line(tmp_path, caplog):
+    lines = ["1 partner's persona: i cook .", "2 hello ?", "3 you ?\tyes .|aye .|yea .\t0.5\tno .\tmore"]
+    lines += ["4 bye", "5 hm", "1 your persona: i sing .", "2 hi\tho", "3 "]
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(lines))
+    load(path)
+    assert warnings_in(caplog) == [
+        f"{path}: fields beyond the candidates, which are ignored: 1; "
+        "lines of the partner's persona, which are left out: 1; lines without a reply, joined to the next turn: 1; "
+        "alternatives to the first reply, which are left out: 2; "
+        "lines after a dialog's last reply, which are left out: 2"
+    ]
+    caplog.clear()
+    load_text(tmp_path, "1 your persona: i sing .", "2 hi\tho\t\ta|b", "1 a\tb")
+    assert not warnings_in(caplog)
+
+
 def test_a_turn_without_reply_joins_the_next_turn(tmp_path):
     lines = ["1 hello ?", "2 are you there ?\tyes .", "3 good .\t", "4 bye !\tbye .", "5 hm .", "1 hi\tho"]
     first, second = load_text(tmp_path, *lines)
@@ -165,6 +270,80 @@ def test_line_ends_byte_order_mark_blank_lines_and_trailing_space_do_not_matter(
         {"personality": ["i sing ."], "utterances": turns},
         {"personality": [], "utterances": turns},
     ]
+
+
+def test_byte_order_marks_within_joined_files_and_strings_are_dropped(tmp_path):
+    (_, second) = load_text(tmp_path, "\ufeff1 hi\tho", "\ufeff1 hi\tho\ufeff")
+    assert second["utterances"] == [{"history": ["hi"], "candidates": ["ho"]}]
+    dialog = {"personality": ["\ufeffi sing ."], "utterances": [{"history": ["\ufeffhi"], "candidates": ["\ufeffho"]}]}
+    (tmp_path / "escaped.json").write_text(json.dumps([dialog]))
+    (tmp_path / "raw.json").write_text(json.dumps([dialog], ensure_ascii=False), encoding="utf-8-sig")
+    for name in ("escaped.json", "raw.json"):
+        assert "\ufeff" not in str(find_source(str(tmp_path / name)).splits())
+
+
+# ParlAI text of named fields
+
+
+NAMED_LINES = [
+    r"text:your persona: i sing .\nyour persona: i dance .\nhello !"
+    + "\tlabels:hi .|hello .\tlabel_candidates:no .|hi .",
+    "labels:so : so__PIPE__well\ttext:how are you ?\tepisode_done:True",
+    "",
+    "text:bye\teval_labels:good night\tepisode_done:False\r",
+    r"text:again ?\nreally ?" + "\tid:me\timage:none",
+    "text:go\tlabels:gone",
+]
+
+
+def test_parlai_text_of_named_fields(tmp_path, caplog):
+    first, second = load_text(tmp_path, *NAMED_LINES)
+    assert first == {
+        "personality": ["i sing .", "i dance ."],
+        "utterances": [
+            {"history": ["hello !"], "candidates": ["no .", "hi ."]},
+            {"history": ["hello !", "hi .", "how are you ?"], "candidates": ["so : so|well"]},
+        ],
+    }
+    assert second["personality"] == []
+    assert second["utterances"] == [
+        {"history": ["bye"], "candidates": ["good night"]},
+        {"history": ["bye", "good night", "again ?\nreally ? go"], "candidates": ["gone"]},
+    ]
+    assert set(warnings_in(caplog)) == {
+        f"{tmp_path / 'dialogs.txt'}: lines without a reply, joined to the next turn: 1; "
+        "alternatives to the first reply, which are left out: 1; names of fields that are ignored: id, image"
+    }
+
+
+def test_named_fields_are_read_as_parlai_writes_them(tmp_path):
+    misc = pytest.importorskip("parlai.utils.misc")
+    messages = [
+        {"id": "x", "text": "your persona: i sing .\na | b :\tc", "labels": ("yes | no", "no"),
+         "label_candidates": ["maybe", "yes | no"], "reward": 0, "episode_done": False},
+        {"text": "bye", "labels": ["bye"], "episode_done": True},
+        {"text": "next", "labels": ["one"], "episode_done": True},
+    ]  # fmt: skip
+    first, second = load_text(tmp_path, *map(misc.msg_to_str, messages))
+    assert first["personality"] == ["i sing ."]
+    assert first["utterances"] == [
+        {"history": ["a | b :\tc"], "candidates": ["maybe", "yes | no"]},
+        {"history": ["a | b :\tc", "yes | no", "bye"], "candidates": ["bye"]},
+    ]
+    assert second["utterances"] == [{"history": ["next"], "candidates": ["one"]}]
+
+
+@pytest.mark.parametrize("line, wanted", [
+    ("text:hi\tho", "line 2: in this form of ParlAI text each field is NAME:VALUE, parted by tabs; this one starts"),
+    ("1 hi ; ho", "line 2: in this form of ParlAI text"),
+    ("text:hi\tlabel:ho", 'line 2: the field "label" is unknown; did you mean "labels"?'),
+    ("context:hi\tlabels:ho\tepisode_done:True\ntext:no reply", "dialog that ends before line 4 has no turns"),
+])  # fmt: skip
+def test_mistakes_in_named_fields_have_their_line(tmp_path, line, wanted):
+    path = tmp_path / "a.txt"
+    path.write_text(f"text:hi\tlabels:ho\n{line}\n")
+    message = error_of(path)
+    assert f"{path}" in message and wanted in message
 
 
 @pytest.mark.parametrize("numbers", [[0, 1, 0, 1], [3, 4, 1, 2], [5, 7, 4, 5], [1, 2, 1, 9], [2, 3, 2, 3]])
@@ -208,6 +387,14 @@ def test_a_folder_with_one_file_for_each_split(tmp_path, monkeypatch):
     assert load("~/data") == splits
 
 
+@pytest.mark.parametrize("valid", ["valid_1.txt", "validation.txt", "dev.txt", "val-self.txt", "eval.txt", "Dev.txt"])
+def test_a_folder_s_validation_file_by_any_of_its_names(tmp_path, valid):
+    for name in ("train.txt", valid, "test.txt", "values.csv", "device.log", "evaluate.py"):
+        (tmp_path / name).write_text(f"1 a\t{name}\n")
+    splits = load(tmp_path)
+    assert splits["valid"][0]["utterances"][0]["candidates"] == [valid]
+
+
 def test_urls_are_downloaded_alone_and_as_a_pair(server):
     server.files["/all.json"] = json.dumps({"train": make_dialogs(3), "valid": make_dialogs(1)}).encode()
     server.files["/v.txt.gz"] = gzip.compress(b"1 a\tb\n")
@@ -230,7 +417,7 @@ def test_an_empty_path_is_the_published_personachat(server, monkeypatch):
 def test_example_is_the_embedded_set():
     splits = load("example")
     for dialogs in splits.values():
-        formats._check_dialog(dialogs[0], "example")
+        check_dialog(dialogs[0], "example", KeyCheck("example"))
     assert len(splits["train"]) > len(splits["valid"]) > 0
 
 
@@ -254,14 +441,14 @@ def test_the_digest_follows_content_and_roles_not_names(tmp_path):
     ("train.txt,", ["TRAIN,VALID"]),
     ("a,b,c", ["a,b,c", "TRAIN,VALID"]),
     ("folder", ["folder has no file named train*", "TRAIN,VALID"]),
-    ("two", ["two has 2 files named valid*", "TRAIN,VALID"]),
+    ("two", ["two has 2 files named valid* or dev* or val* or eval*", "TRAIN,VALID"]),
     ("train.txt,folder", ["folder is a folder", "two files"]),
 ])  # fmt: skip
 def test_paths_that_lead_nowhere(tmp_path, monkeypatch, path, wanted):
     monkeypatch.chdir(tmp_path)
     for folder in ("folder", "two"):
         (tmp_path / folder).mkdir()
-    for name in ("train.txt", "two/train.txt", "two/valid_a.txt", "two/valid_b.txt"):
+    for name in ("train.txt", "two/train.txt", "two/valid_a.txt", "two/val_b.txt"):
         (tmp_path / name).write_text("1 a\tb\n")
     message = error_of(path)
     assert all(part in message for part in wanted), message
@@ -286,7 +473,11 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     ("a.json", "3", "a.json holds a number only; see example_entry.py"),
     pytest.param("a.json", f"[{'1' * (sys.get_int_max_str_digits() + 1)}]", "no PersonaChat file (Exceeds", id="int"),
     pytest.param("a.json", "[" * 100_000, "a.json is no PersonaChat file (maximum recursion", id="nested too deeply"),
-    ("a.json", '{"dialogs": []}', 'there is neither a "train" nor a "valid" key; see example_entry.py'),
+    ("a.json", '{"dialogs": []}', 'it holds "dialogs", but no part of a known name (train, training, valid, '
+                                  'validation, dev, val, eval, test, testing); see example_entry.py'),
+    ("a.json", '{"train": null}', 'it holds "train", but no part of a known name'),
+    ("a.json", "{}", "it holds nothing, but no part"),
+    ("a.json", '{"valid": [], "dev": []}', 'a.json: "valid" and "dev" are both names of the valid part; join them'),
     ("a.txt", "", "a.txt: the train split is empty"),
     ("a.txt", "1 hi\tho\nhello\thi", "a.txt, line 2: in ParlAI text a line starts with its number in the dialog and a "
                                      "space; this one starts with 'hello\\thi'"),
@@ -324,9 +515,6 @@ def test_a_damaged_gzip_file(tmp_path, damage):
     message = error_of(path)
     assert f"{path} cannot be read (" in message
     assert "remove it and fetch it again" in message
-
-
-GOOD = {"personality": ["i sing ."], "utterances": [TURN]}
 
 
 @pytest.mark.parametrize("bad, wanted", [

@@ -41,6 +41,7 @@ RANDOM_MODEL_OPTIONS = ("--personality", *PERSONA, "--device", "cpu")
         ("fox \N{FOX FACE} 你好 e\u0301", "fox \N{FOX FACE} 你好 e\u0301"),
         ("\N{WOMAN}\u200d\N{ROCKET}", "\N{WOMAN}\u200d\N{ROCKET}"),
         ("byte \udcff", "byte \ufffd"),
+        ("\ufeff /h\ufeffi", "/hi"),
     ],
 )
 def test_plain_line(typed, plain):
@@ -269,6 +270,75 @@ def test_personality_from_sentences_and_from_a_file(chat, tmp_path):
     assert chat("/persona\n", "--no_personality")[0] == "The agent has no persona.\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("persona.json", '["i ski .", "i swim ."]'),
+        ("persona.json", '\ufeff{"personality": ["i ski .", "i swim ."], "utterances": []}'),
+        ("persona.txt", ' [{"personality": ["i ski .", "\ufeffi swim ."]}]'),
+        ("persona.txt", "1 your persona: i ski .\n2 Your persona: i swim .\n3 partner's persona: i cook .\n"),
+        ("persona.txt", "your persona: i ski .\r\n\r\nyour persona: i swim .\r\n"),
+        ("persona.txt", "\ufeff1 your persona: i ski .\n2 your persona: i swim .\n3 hello\thi\n4 so\n1 hi\tho\n"),
+        ("persona", "\ufeffi ski .\ni swim .\n"),
+    ],
+)
+def test_every_form_of_a_persona_file(chat, tmp_path, monkeypatch, name, content):
+    (tmp_path / name).write_text(content)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (str(tmp_path / name), f"~/{name}"):
+        assert personas_shown(chat("/persona\n", "--personality", path)[0]) == ["i ski.", "i swim."]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "i ski .", "a.json is not JSON: Expecting value at line 1, column 1; a persona in JSON is a list"),
+        ("a.txt", '["i ski .",]', "a.txt is not JSON"),
+        (
+            "a.json",
+            '[["i ski ."], ["i swim ."]]',
+            "a.json holds a list of other things; a persona in JSON is a list of",
+        ),
+        ("a.json", '"i ski ."', "a.json holds a string; a persona in JSON is a list of sentences, or one dialog"),
+        ("a.json", '{"persona": ["i ski ."]}', 'the key "persona" is unknown; did you mean "personality"?'),
+        ("a.json", '{"train": []}', "a.json holds no persona; a persona in JSON is a list"),
+        ("a.json", '{"personality": null}', "--personality holds no sentence"),
+        ("a.json", '{"personality": "i ski ."}', "a.json holds a string; a persona in JSON"),
+        ("a.txt", "1 partner's persona: i cook .", "--personality holds no sentence"),
+        ("a.txt", "1 your persona: a\n2 q\tr\n1 your persona: b\n", "a.txt: line 3 starts another dialog"),
+    ],
+)
+def test_files_that_hold_no_persona_are_refused_in_one_line(chat, tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    _, notes, status = chat("", "--personality", str(tmp_path / name))
+    assert status == 2 and message in notes and notes.count("\n") == 1
+
+
+def test_typed_sentences_may_be_parlai_s_lines(chat):
+    output = chat("/persona\n", "--personality", "your persona: i ski .", "i swim .")[0]
+    assert personas_shown(output) == ["i ski.", "i swim."]
+
+
+def test_byte_order_marks_do_not_reach_the_model(chat):
+    plain = chat("what now ?\nand then ?\n", *RANDOM_MODEL_OPTIONS)[0]
+    assert chat("\ufeffwhat now ?\n\ufeffand then\ufeff ?\n", *RANDOM_MODEL_OPTIONS)[0] == plain
+    assert chat("\ufeff/persona\n", *RANDOM_MODEL_OPTIONS)[0].startswith("The agent's persona:")
+
+
+def test_what_the_vocabulary_cannot_spell_is_noted(chat):
+    _, notes, _ = chat("hello\nпривет , как дела ?\n", "--personality", "живу в москве", "i ski .")
+    assert [line for line in notes.splitlines() if "cannot spell" in line] == [
+        "The model's vocabulary cannot spell this: 'живу в москве' is mostly unknown to it.",
+        "The model's vocabulary cannot spell this: 'привет , как дела ?' is mostly unknown to it.",
+    ]
+
+
+def test_a_data_set_of_one_dialog_has_a_persona_to_chat_with(chat, tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(make_dialogs(1)))
+    output = chat("/persona\n", "--dataset_path", str(tmp_path / "one.json"), "--dataset_cache", "")[0]
+    assert personas_shown(output) == [join_punctuation(text) for text in make_dialogs(1)[0]["personality"]]
+
+
 def test_personas_stored_with_the_checkpoint(chat, checkpoint, tmp_path):
     for path in checkpoint.iterdir():
         os.link(path, tmp_path / path.name)
@@ -299,6 +369,7 @@ def test_personas_of_a_data_set(chat, tmp_path):
         (["--personality", "i ski.", "--no_personality"], "contradict each other"),
         (["--personality", " "], "--personality holds no sentence"),
         (["--personality", "personas/nobody.txt"], "there is no file personas/nobody.txt"),
+        (["--personality", "nobody.json"], "there is no file nobody.json"),
         (["--top_p", "1.5"], "argument --top_p: '1.5' is not a number from 0 to 1"),
         (["--temperature", "0.001"], "temperature must be from 0.01 to 100, not 0.001"),
         (["--min_length", "30"], "min_length 30 is above max_length 20"),

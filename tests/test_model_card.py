@@ -8,6 +8,7 @@ from conftest import tiny_config
 from huggingface_hub import ModelCard
 
 import model_card
+from checkpoint import ValidationHistory
 from model_card import MARK, write_model_card
 from options import training_parser
 
@@ -94,3 +95,12 @@ def test_a_card_that_cannot_be_written_is_a_warning(run, caplog):
 def test_without_version_control(run, monkeypatch, tmp_path):
     monkeypatch.setattr(model_card, "ROOT", tmp_path)
     assert "- code: not under version control, torch" in card_of(run).text
+
+
+def test_byte_order_marks_of_the_run_s_files_are_dropped(run):
+    plain = card_of(run).text
+    for name in ("config.json", "arguments.json", "metrics.jsonl"):
+        (run / name).write_bytes(b"\xef\xbb\xbf" + (run / name).read_bytes())
+    assert card_of(run).text == plain
+    history = ValidationHistory("hits@1", run, update=30)
+    assert [record["updates"] for record in history.records] == [0, 10, 20, 30]

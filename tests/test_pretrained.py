@@ -180,3 +180,12 @@ def test_malformed_json_names_the_place(tmp_path, content, wanted):
     with pytest.raises(UserError) as caught:
         read_json_object(path)
     assert f"{tmp_path}/{wanted}" in str(caught.value)
+
+
+def test_byte_order_marks_of_a_checkpoint_s_files_are_dropped(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_config(tmp_path) == {"model_type": "gpt2"}
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint

@@ -16,6 +16,7 @@ from conftest import TEXTS, make_dialogs
 import store
 import tokenization
 import utils
+from errors import UserError
 from store import DialogSplit, build_arrays, read_store, write_store
 from tokenization import GptTokenizer, train_vocabulary
 from utils import get_dataset
@@ -115,6 +116,9 @@ def test_ids_take_16_bits_where_they_fit(tmp_path, n_tokens, dtype):
         def encode(self, text):
             return [n_tokens - 1] * len(text)
 
+        def lost_share(self, text, ids):
+            return 0.0
+
     dialogs = [dialog(turn("ab"))]
     write_store(tmp_path / "cache", build_arrays({"train": dialogs, "valid": []}, LastIds()))
     arrays = read_store(tmp_path / "cache")
@@ -193,6 +197,53 @@ def test_distractors_differ_from_the_gold_in_their_tokens_not_only_in_their_text
     split = in_memory(tokenizer, same)["train"]
     assert split.example(0, n_drawn=4).candidates == [tokenizer.encode("no ."), tokenizer.encode("yes .")]
     assert split.example(4, n_drawn=4).candidates == [tokenizer.encode("yes ."), tokenizer.encode("no .")]
+
+
+def test_distractors_that_are_the_gold_once_more_are_left_out(tokenizer):
+    """As text (case, punctuation, articles), or as tokens (GPT's are the same for both apostrophes)."""
+    twins = ["It's a Market!", "its market", "it’s the market .", "its market"]
+    same_tokens = ["i’m fine", "no .", "i'm fine"]
+    dialogs = [
+        dialog(turn("a", candidates=["no .", *twins, "yes .", "it's the market ."])),
+        dialog(turn("a", candidates=["yes .", "Yes"]), turn("b", candidates=same_tokens)),
+    ]
+    split = in_memory(tokenizer, dialogs, dialogs[:1])
+    expected = [["no .", "its market", "its market", "yes .", "it's the market ."], ["Yes"], ["no .", "i'm fine"]]
+    for name, n in (("train", 3), ("valid", 1)):
+        found = [example.candidates for example in split[name]]
+        assert found == [list(map(tokenizer.encode, texts)) for texts in expected[:n]]
+    assert split["train"].example(0, num_candidates=2).candidates == found[0][-2:]  # the nearest that differ
+    assert len(split["train"].example(1, n_drawn=5).candidates) == 2  # drawn, as nothing of its own is left
+
+
+def test_drawn_distractors_are_not_the_gold_as_text(tokenizer):
+    same = [dialog(turn("a", candidates=[text])) for text in ("Yes , the cats !", "yes cats", "yes . cats", "no .")]
+    split = in_memory(tokenizer, same)["train"]
+    assert split.example(0, n_drawn=4).candidates == [tokenizer.encode("no ."), tokenizer.encode("yes , the cats !")]
+
+
+# Text that the vocabulary cannot spell
+
+
+def test_lost_text_is_told_with_its_share_whether_built_or_cached(tokenizer, tmp_path, caplog):
+    persona = ["живу в москве .", "i sing .", "i sing , да .", " ", "да ."]
+    dialogs = [dialog(turn("hello", candidates=["yes", "no"]), personality=persona)]
+    (tmp_path / "a.json").write_text(json.dumps({"train": dialogs, "valid": dialogs}))
+    for _ in range(2):
+        caplog.clear()
+        get_dataset(tokenizer, str(tmp_path / "a.json"), str(tmp_path / "cache"))
+        (record,) = caplog.records
+        message = record.getMessage()
+        assert record.levelno == logging.WARNING and "\n" not in message
+        assert "all of the text: 2 of 8 utterances (25 %) are mostly unknown to it ('живу в москве .')" in message
+
+
+def test_utterances_of_which_nothing_is_left_are_told(tmp_path, caplog):
+    learned = train_vocabulary(TEXTS, "gpt2", 400).vocab
+    tokenizer = tokenization.Gpt2Tokenizer({token: i for token, i in learned.items() if token.isascii()}, [])
+    (tmp_path / "a.json").write_text(json.dumps([dialog(turn("a", candidates=["日本"]))] * 2))
+    get_dataset(tokenizer, str(tmp_path / "a.json"), "")
+    assert "1 of 2 utterances (50 %) are empty in it ('日本')" in caplog.text
 
 
 # The cache
@@ -395,6 +446,15 @@ def test_without_a_prefix_nothing_is_written(tokenizer, dataset_file, tmp_path, 
     before = sorted(tmp_path.iterdir())
     get_dataset(tokenizer, str(dataset_file), "")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_lone_dialog_from_the_cache_of_a_chat_is_refused_for_training(tokenizer, tmp_path):
+    path, cache = tmp_path / "one.json", str(tmp_path / "cache")
+    path.write_text(json.dumps(make_dialogs(1)))
+    splits = get_dataset(tokenizer, str(path), cache, split_needed=False)
+    assert (splits["train"].n_dialogs, splits["valid"].n_dialogs) == (1, 0)
+    with pytest.raises(UserError, match=r"one.json: a lone dialog cannot be split"):
+        get_dataset(tokenizer, str(path), cache)
 
 
 def test_the_example_set_is_cached_too(tokenizer, tmp_path, count_encoded):

@@ -78,6 +78,62 @@ def test_utterances_written_as_one_object_of_lists(tmp_path):
     assert find_source(str(tmp_path)).load() == {"train": TRAIN, "valid": TRAIN}
 
 
+@pytest.mark.parametrize("name", ["valid", "validation", "dev", "val", "eval"])
+@pytest.mark.parametrize("layout", ["{}.parquet", "{}-00000-of-00001.parquet", "{}/0.parquet"])
+def test_the_validation_part_by_any_of_its_names(tmp_path, name, layout):
+    """The package takes eval* for test."""
+    for part, rows in (("train", TRAIN), (name, VALID), ("test", TRAIN[:1])):
+        write_parquet(tmp_path / "data" / layout.format(part), rows)
+    assert find_source(str(tmp_path / "data")).load() == {"train": TRAIN, "valid": VALID}
+    assert load_for_evaluation(str(tmp_path / "data")) == (TRAIN, VALID)
+
+
+def test_a_test_part_is_evaluated_on_but_not_validated_on(tmp_path, caplog):
+    write_parquet(tmp_path / "data" / "train.parquet", TRAIN)
+    write_parquet(tmp_path / "data" / "test.parquet", VALID)
+    with caplog.at_level("INFO", "formats"):
+        splits = find_source(str(tmp_path / "data")).load()
+    assert splits["valid"][0] in TRAIN and "its test split is not used" in caplog.text
+    assert load_for_evaluation(str(tmp_path / "data")) == (TRAIN, VALID)
+
+
+def test_null_counts_as_missing(tmp_path):
+    write_parquet(tmp_path / "dialogs" / "train.parquet", [{**TRAIN[0], "personality": None}, TRAIN[1]])
+    assert [d["personality"] for d in find_source(str(tmp_path / "dialogs")).splits()["train"]] == [
+        [],
+        TRAIN[1]["personality"],
+    ]
+    turns = [{"history": ["hi"], "candidates": [reply]} for reply in ("a", "b", "c", "d")]
+    ids = [(None, 5), (None, None), (7, 1), (7, None)]
+    rows = [
+        {**turn, "personality": ["i ski ."] if index == 1 else None, "conv_id": number, "utterance_idx": index}
+        for turn, (number, index) in zip(turns, ids, strict=True)
+    ]
+    write_parquet(tmp_path / "replies" / "train.parquet", rows)
+    assert find_source(str(tmp_path / "replies")).splits()["train"] == [
+        {"personality": [], "utterances": [turns[0]]},
+        {"personality": [], "utterances": [turns[1]]},
+        {"personality": ["i ski ."], "utterances": [turns[3], turns[2]]},
+    ]
+
+
+def test_unknown_columns_are_named(tmp_path, caplog):
+    write_parquet(tmp_path / "a" / "train.parquet", [{**dialog, "id": 1} for dialog in TRAIN])
+    write_parquet(tmp_path / "b" / "train.parquet", [{**reply, "topic": "x"} for reply in replies_of(TRAIN)])
+    for folder, named in (("a", '"id" (5 times)'), ("b", '"topic" (10 times)')):
+        caplog.clear()
+        find_source(str(tmp_path / folder)).splits()
+        assert [r.getMessage() for r in caplog.records if r.name == "schema"] == [
+            f"{tmp_path / folder}: ignored, as no such keys are known: {named}"
+        ]
+
+
+def test_byte_order_marks_within_tables_are_dropped(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [{"history": ["\ufeffhi"], "candidates": ["no .", "\ufeffyes ."]}])
+    (dialog,) = find_source(str(tmp_path)).splits()["train"]
+    assert dialog["utterances"] == [{"history": ["hi"], "candidates": ["no .", "yes ."]}]
+
+
 def test_without_a_validation_split_dialogs_are_held_out(tmp_path):
     write_parquet(tmp_path / "train.parquet", TRAIN)
     splits = find_source(str(tmp_path)).load()
@@ -130,6 +186,18 @@ def test_an_unreachable_hub_is_one_line(tmp_path):
         ([{"text": "hi"}], "its columns are text; needed are personality and utterances, or"),
         ([{"personality": ["a ."], "utterances": []}], "train dialog 0 has no turns"),
         ([{"history": ["hi"], "candidates": []}], '"candidates" is empty'),
+        (
+            [{"persona": ["a ."], "utterances": [{"history": ["hi"], "candidates": ["b"]}]}],
+            'train dialog 0: the key "persona" is unknown; did you mean "personality"',
+        ),
+        (
+            [{"persona": ["a ."], "history": ["hi"], "candidates": ["b"]}],
+            'train row 0: the key "persona" is unknown; did you mean "personality"',
+        ),
+        (
+            [{"context": ["hi"], "candidates": ["b"]}],
+            "its columns are candidates, context; .*mean history by con",
+        ),
         ([{"history": "hi", "candidates": ["yes ."]}], 'key "history" must be a list of strings, not a string'),
     ],
 )

@@ -12,7 +12,9 @@ from errors import UserError
 from tokenization import (
     PRE_TOKENIZATIONS,
     SPECIAL_TOKENS,
+    UNKNOWN_TOKEN,
     DialogTokenizer,
+    Gpt2Tokenizer,
     GptTokenizer,
     join_punctuation,
     load_tokenizer,
@@ -222,6 +224,22 @@ def test_gpt2_spells_every_character_in_bytes():
         assert tokenizer.decode(tokenizer.encode(text)) == text
     half = tokenizer.encode("😀")[:2]
     assert "�" in tokenizer.decode(half)  # as a sampled reply may end
+
+
+def test_the_share_of_a_text_that_has_no_token():
+    def shares(tokenizer) -> list[float]:
+        texts = ["hello there", "привет", "hello привет", "日本 hello there", "", " "]
+        return [round(tokenizer.lost_share(text, tokenizer.encode(text)), 2) for text in texts]
+
+    gpt = train_vocabulary(["hello there"], "openai-gpt", 400)
+    assert shares(gpt) == [0, 1, 0.86, 0.5, 0, 0]  # of tokens
+    vocab = {token: i for token, i in gpt.vocab.items() if token != UNKNOWN_TOKEN}
+    assert shares(GptTokenizer(vocab, gpt.merges)) == [0, 1, 0.55, 0.17, 0, 0]  # of characters
+
+    gpt2 = train_vocabulary(["hello there"], "gpt2", 400)
+    assert shares(gpt2) == [0] * 6
+    vocab = {token: i for token, i in gpt2.vocab.items() if token.isascii() or token[0] == "Ġ"}
+    assert shares(Gpt2Tokenizer(vocab, gpt2.merges)) == [0, 1, 0.67, 0.33, 0, 0]  # of bytes
 
 
 def test_halves_of_surrogate_pairs_do_not_stop_anything(tokenizer):

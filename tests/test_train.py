@@ -204,6 +204,17 @@ def test_new_model_then_training_from_its_folder(tmp_path, dataset_file, family)
     assert load_model(tmp_path / "run", load_tokenizer(tmp_path / "run")).config.n_embd == 8
 
 
+def test_a_vocabulary_is_learned_from_one_dialog_which_is_too_few_to_train_on(tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(make_dialogs(1)))
+    result = run_script(
+        "new_model.py", "mine", "--dataset_path", "one.json", "--n_embd", 8, "--n_head", 2, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    arguments = ["--from_scratch", "--model", "mine", "--dataset_path", "one.json"]
+    result = run_script("train.py", *arguments, "--output_dir", "run", cwd=tmp_path)
+    assert result.returncode == 2 and "one.json: a lone dialog cannot be split" in result.stderr.splitlines()[-1]
+
+
 def test_help_answers_before_the_slow_imports(tmp_path):
     code = (
         "import sys, runpy; sys.argv = ['train.py', '--help']\n"
