@@ -43,6 +43,7 @@ from monitoring import attach_progress, attach_tensorboard, set_up_logging
 from precision import Precision
 from pretrained import locate_checkpoint
 from run_control import RunControl
+from run_folder import check_is_free
 from store import DialogSplit
 from tokenization import DialogTokenizer, load_tokenizer
 from updates import TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
@@ -63,6 +64,8 @@ def train(args: Namespace, device: torch.device) -> None:
     """Fine-tune a model as the options say, or go on with a run."""
     torch.manual_seed(args.seed)
     resumed = find_resumed(args)
+    if not resumed and is_first_rank():
+        check_output_folder(args)
     source, tokenizer, splits = prepare_data(args, resumed)
     model = prepare_model(args, source, tokenizer, device, from_scratch=args.from_scratch and not resumed)
     if args.align_history:
@@ -73,7 +76,7 @@ def train(args: Namespace, device: torch.device) -> None:
 
     interruption = Interruption(alone=idist.get_world_size() == 1)
     trainer = create_trainer(args, parts, train_loader.batch_sampler, device, interruption)
-    evaluator = create_evaluator(parts, device)
+    evaluator = create_evaluator(parts, device, is_ranking=is_ranking_measured(valid_loader.dataset))
     facts = {"updates": n_updates, "examples": len(train_loader.dataset), "update size": update_size(args)}
     run = prepare_run(args, splits, parts, facts, resumed, trainer)
     keeper = Checkpoints(run, parts, args.n_saved, facts)
@@ -89,6 +92,12 @@ def find_resumed(args: Namespace) -> Path | None:
         return None
     found = from_first_rank(str(resume.find_checkpoint(args) or "none") if is_first_rank() else "")
     return None if found == "none" else Path(found)
+
+
+def check_output_folder(args: Namespace) -> None:
+    """Refuse a folder that holds another run, before there is any work that would be in vain."""
+    if args.output_dir and not resume.begins_again(args):
+        check_is_free(Path(args.output_dir), args.set_aside)
 
 
 def prepare_data(args: Namespace, resumed: Path | None) -> tuple[Path, DialogTokenizer, dict[str, DialogSplit]]:
@@ -266,10 +275,22 @@ def seed_of_update(seed: int, update: int) -> int:
     return random.Random(f"{seed} {update} {idist.get_rank()}").getrandbits(62)
 
 
-def create_evaluator(parts: TrainingParts, device: torch.device) -> Engine:
+def is_ranking_measured(valid: TreeDataset) -> bool:
+    """Whether hits@1 says anything of a model; where it does not, that is said, and perplexity alone is measured.
+
+    Every place that takes a validation's hits@1 copes with its absence, so a further reason belongs here and only here.
+    """
+    reason = "" if valid.offers_a_choice() else "nothing to rank"
+    if reason:
+        logger.info("hits@1 -, %s: perplexity decides which checkpoint is the best", reason)
+    return not reason
+
+
+def create_evaluator(parts: TrainingParts, device: torch.device, is_ranking: bool = True) -> Engine:
     """Return the engine that computes `hits@1` over all candidates and, per target token, `nll` and `perplexity`.
 
-    With several ranks they are over the batches of all; one without any of its own gives a None instead.
+    With several ranks they are over the batches of all; one without any of its own gives a None instead. Without
+    `is_ranking` there is no hits@1.
     """
 
     @torch.inference_mode()
@@ -287,7 +308,8 @@ def create_evaluator(parts: TrainingParts, device: torch.device) -> Engine:
         return MetricsLambda(Tensor.item, Average(lambda output: output[key][:, None]))
 
     evaluator = Engine(score_batch)
-    mean_of("hits").attach(evaluator, "hits@1")
+    if is_ranking:
+        mean_of("hits").attach(evaluator, "hits@1")
     mean_of("nll").attach(evaluator, "nll")
     MetricsLambda(math.exp, mean_of("nll")).attach(evaluator, "perplexity")
     return evaluator
@@ -299,7 +321,9 @@ def prepare_run(
 ) -> Path:  # fmt: skip
     """Return the folder of a new run, or of the one to go on with, whose state is put back."""
     if not resumed:
-        created = create_run_folder(args, parts.tokenizer, splits["train"]) if is_first_rank() else ""
+        created = ""
+        if is_first_rank():
+            created = create_run_folder(args, parts.tokenizer, splits["train"], resume.begins_again(args))
         return Path(from_first_rank(str(created)))
     state = resume.read_state(resumed)
     resume.check_facts(resumed, state["facts"], facts)

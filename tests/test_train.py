@@ -16,6 +16,7 @@ import train
 from bench.reference import load_reference_model
 from model import load_model
 from tokenization import load_tokenizer, train_vocabulary
+from validations import best_of
 
 FAST = ["--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--lr", "1e-3", "--device", "cpu"]
 
@@ -79,7 +80,8 @@ def test_a_run_learns_and_leaves_a_usable_folder(tmp_path, scratch_model, datase
     texts = [value.tensor.string_val[0].decode() for tag, _, value in values if tag.startswith("validation/dialog_0")]
     assert len(texts) == 5 and all(part in texts[0] for part in ("**gold:**", "**chosen of 4:**", "**generated:**"))
     assert list(tmp_path.glob("dataset_cache.bin.*"))
-    assert f"{max(metrics[1:], key=lambda entry: entry['hits@1'])['hits@1']:.3f}" in (run / "README.md").read_text()
+    best = best_of(metrics[1:], "hits@1")
+    assert f"| **{best['updates']}** | {best['epoch']} | {best['hits@1']:.3f} |" in (run / "README.md").read_text()
     for folder in (run, run / "checkpoints/update-00000012"):  # best and last
         weights = load_model(folder, load_tokenizer(folder)).transformer.tokens_embed.weight
         torch.testing.assert_close(load_reference_model(folder).get_input_embeddings().weight, weights)
@@ -89,7 +91,6 @@ def test_a_run_learns_and_leaves_a_usable_folder(tmp_path, scratch_model, datase
     result = run_script("train.py", *again, "--max_updates", 1, "--eval_before_start", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     first, last = metrics_of(tmp_path / "second")
-    best = max(metrics[1:], key=lambda entry: entry["hits@1"])
     assert first["perplexity"] == pytest.approx(best["perplexity"], rel=1e-5)
     assert last["updates"] == 1
 
