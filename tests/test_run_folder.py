@@ -209,3 +209,28 @@ def test_what_a_kill_left_of_a_removal_is_in_nobody_s_way(folder):
     shutil.copytree(old, f"{old}.old")
     checkpoint.remove_checkpoint(old)
     assert list(Path("run/checkpoints").iterdir()) == []
+
+
+DEMO_PYTHON = """#!{python}
+import os, sys
+arguments = [{data!r} if argument == "example" else argument for argument in sys.argv[1:]]
+if arguments[0] == "train.py":
+    arguments += ["--max_updates", "1"]
+os.execv({python!r}, [{python!r}, *arguments])
+"""
+
+
+def test_the_demo_works_a_second_time(folder):
+    """scripts/demo.sh with less data and a single update."""
+    python = Path("python")
+    python.write_text(DEMO_PYTHON.format(python=sys.executable, data=str(folder / "dialogs.json")))
+    python.chmod(0o755)
+    for _ in range(2):
+        command = ["bash", ROOT / "scripts/demo.sh", folder / "demo/"]
+        environment = os.environ | {"PYTHON": str(python.resolve())}
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "hits@1 0." in done.stdout and done.stdout.split("== 3.")[1].count("\n") == 6
+    assert f"what was in {folder / 'demo'} is set aside in {folder / 'demo.1'}" in done.stderr
+    assert updates_of("demo") == updates_of("demo.1") == [1]
+    assert {path.name.split(".")[0] for path in folder.glob("demo*")} == {"demo", "demo-untrained", "demo-cache"}
