@@ -31,5 +31,4 @@ def choose_device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__).split(". ")[0]
-        raise UserError(f"--device {name} cannot be used ({reason}); give cpu, or cuda or cuda:N for a GPU of this "
-                        "machine.") from error  # fmt: skip
+        raise UserError(f"--device {name} cannot be used ({reason}); try --device cpu.") from error
