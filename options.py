@@ -107,7 +107,7 @@ def training_parser() -> argparse.ArgumentParser:
         "--best_metric",
         choices=["hits@1", "perplexity"],
         default="hits@1",
-        help="what decides which checkpoint is the best",
+        help="what decides which checkpoint is the best; the other one breaks ties",
     )
     training.add_argument("--eval_before_start", action="store_true", help="validate once before the first update")
     training.add_argument("--seed", type=int, default=42, help="of weights, dropout and the order of the examples")
