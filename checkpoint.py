@@ -125,8 +125,7 @@ class Checkpoints:
                 force_to_disk(path)
             aside.rename(folder)
             force_to_disk(folder.parent)
-        for old in list_checkpoints(self.run)[: -self.n_saved]:
-            remove_checkpoint(old)
+        remove_oldest(self.run, self.n_saved)
 
     def save_best(self) -> None:
         """Write the weights to the run folder itself; UserError where that fails."""
@@ -144,15 +143,20 @@ class Checkpoints:
             raise UserError(f"{aside} cannot be written ({_reason(error)}); {what_is_left(self.run)}") from error
 
 
-def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint; where that fails, as on Windows while its files are mapped, a warning says so."""
-    doomed = folder.with_name(f"{folder.name}.old")  # no half-removed checkpoint under its name
-    try:
-        shutil.rmtree(doomed, ignore_errors=True)  # from a process that was killed here
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
-    except OSError as error:
-        logger.warning("the old checkpoint %s cannot be removed (%s)", folder, _reason(error))
+def remove_oldest(run: Path, n_saved: int) -> None:
+    """Remove all checkpoints but the last `n_saved`, and what earlier removals left behind.
+
+    Where that fails, as on Windows while files are mapped, a warning says so, and the next call tries again.
+    """
+    doomed = [folder.with_name(f"{folder.name}.old") for folder in list_checkpoints(run)[:-n_saved]]
+    for left in run.glob("checkpoints/update-*.old"):
+        shutil.rmtree(left, ignore_errors=True)
+    for folder in doomed:
+        try:
+            folder.with_suffix("").rename(folder)  # no half-removed checkpoint under its name
+            shutil.rmtree(folder)
+        except OSError as error:
+            logger.warning("the old checkpoint %s cannot be removed (%s)", folder.with_suffix(""), _reason(error))
 
 
 def force_to_disk(path: Path) -> None:

@@ -62,16 +62,17 @@ def has_only_begun(run: Path) -> bool:
 def check_is_free(folder: Path, may_be_set_aside: bool = False) -> None:
     """Raise UserError where a new run in `folder` would take the place of something that may not be set aside."""
     found = what_would_be_lost(folder)
-    if not found:
-        return
-    if not may_be_set_aside:
-        resume = "" if found in WEIGHTS_FILES else f"go on with it by --resume {folder}, "
-        raise UserError(f"--output_dir {folder} holds a run or a model already ({found}): {resume}give another folder, "
-                        f"or --set_aside, which renames this one to {free_name(folder)}.")  # fmt: skip
     here = Path.cwd()
-    if folder.resolve() in (here, *here.parents):
-        raise UserError(f"--output_dir {folder} is the current folder or around it, which cannot be set aside; "
-                        "give another folder.")  # fmt: skip
+    can_be_renamed = folder.resolve() not in (here, *here.parents)
+    if not found or (may_be_set_aside and can_be_renamed):
+        return
+    ways = [] if found in WEIGHTS_FILES else [f"go on with it by --resume {folder}"]
+    ways += ["give another folder"]
+    if can_be_renamed:
+        ways += [f"or --set_aside, which renames this one to {free_name(folder)}"]
+    elif may_be_set_aside:
+        ways += ["as --set_aside cannot rename the current folder or one around it"]
+    raise UserError(f"--output_dir {folder} holds a run or a model already ({found}): {', '.join(ways)}.")
 
 
 def free_name(folder: Path) -> Path:

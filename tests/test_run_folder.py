@@ -78,10 +78,13 @@ class TestTakenFolders:
             run_train("--set_aside", base="--from_scratch --model scratch --output_dir run --dataset_path nowhere.json")
         assert updates_of("run") == [2] and not Path("run.1").exists()
 
-    def test_the_current_folder_cannot_be_set_aside(self, run, monkeypatch):
+    @pytest.mark.parametrize("name", [".", "../run"])
+    def test_the_current_folder_cannot_be_set_aside(self, run, monkeypatch, name):
         monkeypatch.chdir(run)
-        with pytest.raises(UserError, match=r"--output_dir \. is the current folder or around it"):
-            run_train("--output_dir", ".", "--set_aside")
+        with pytest.raises(UserError, match=rf"go on with it by --resume {name}, give another folder\.$"):
+            run_train("--output_dir", name)
+        with pytest.raises(UserError, match=r"give another folder, as --set_aside cannot rename the current folder"):
+            run_train("--output_dir", name, "--set_aside")
 
     def test_names_of_what_is_set_aside(self, tmp_path):
         (tmp_path / "run.1").symlink_to("nowhere")
@@ -204,11 +207,12 @@ class TestAsOnWindows:
 
 
 def test_what_a_kill_left_of_a_removal_is_in_nobody_s_way(folder):
-    run_train("--output_dir", "run", "--max_updates", 1)
-    (old,) = list_checkpoints(Path("run"))
-    shutil.copytree(old, f"{old}.old")
-    checkpoint.remove_checkpoint(old)
-    assert list(Path("run/checkpoints").iterdir()) == []
+    run_train("--output_dir", "run", "--save_every", 1, "--max_updates", 3)
+    first, second, _ = list_checkpoints(Path("run"))
+    for left in (first, Path("run/checkpoints/update-00000000")):
+        shutil.copytree(second, f"{left}.old")
+    checkpoint.remove_oldest(Path("run"), 1)
+    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["update-00000003"]
 
 
 DEMO_PYTHON = """#!{python}
