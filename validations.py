@@ -82,7 +82,7 @@ class ValidationHistory:
     @property
     def deciding_metric(self) -> str:
         """The metric that decides which validation is the best, before the other breaks ties."""
-        return deciding_metrics(self.records, self.metric)[0]
+        return deciding_metrics(after_an_update(self.records), self.metric)[0]
 
 
 def _json_line(record: dict) -> str:
