@@ -17,9 +17,10 @@ from run_folder import ARGUMENTS_FILE, STATE_FILE, has_only_begun, list_checkpoi
 logger = logging.getLogger(__name__)
 
 # Options that may be others when a run goes on: they do not change what is computed. How an update is split into
-# batches does not either; its size is compared as a whole (check_facts).
+# batches does not either; its size is compared as a whole (check_facts). What decides which weights are kept is not
+# among them: by another metric an earlier validation may be the best, whose weights are gone.
 FREE_OPTIONS = {
-    "best_metric", "compile", "dataset_cache", "device", "eval_before_start", "gradient_accumulation_steps",
+    "compile", "dataset_cache", "device", "eval_before_start", "gradient_accumulation_steps",
     "gradient_checkpointing", "local_rank", "n_saved", "num_workers", "output_dir", "patience", "resume", "save_every",
     "set_aside", "train_batch_size", "valid_batch_size",
 }  # fmt: skip

@@ -10,6 +10,7 @@ from test_resume import metrics_of, run_train, same_weights
 from test_train import read_events
 
 import train
+from errors import UserError
 from model_card import best_validation
 from run_folder import checkpoint_folder
 from validations import ValidationHistory, best_of, read_validations
@@ -91,6 +92,12 @@ def test_the_best_checkpoint_is_the_best_by_the_metric_chosen(folder, monkeypatc
     run_train("--output_dir", "run", "--n_epochs", 4, "--best_metric", "perplexity", "--n_saved", 9)
     assert same_weights("run", checkpoint_folder(Path("run"), 6))
     assert not same_weights("run", checkpoint_folder(Path("run"), 12))
+
+
+def test_a_run_keeps_the_metric_that_decides(folder):
+    run_train("--output_dir", "run", "--max_updates", 1)
+    with pytest.raises(UserError, match="it was trained with --best_metric 'hits@1', not 'perplexity'"):
+        run_train(base="--resume run --best_metric perplexity --device cpu")
 
 
 class TestNothingToRank:
