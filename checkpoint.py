@@ -1,17 +1,9 @@
-"""The run folder: what a training run leaves behind, so that it can be used, understood, and gone on with.
-
-    RUN/                            the best checkpoint: weights, config.json, vocabulary, a sample of personas
-    RUN/arguments.json              the options
-    RUN/metrics.jsonl               every validation, a JSON object a line
-    RUN/README.md                   the model card
-    RUN/checkpoints/update-N/       the last checkpoints: the same files, and training_state.pt to go on from
+"""Writes what a training run leaves behind in its folder (see run_folder.py): options, personas, checkpoints.
 
 A checkpoint is written aside, forced to disk and renamed, so whenever a run is killed, what is there can be read.
 """
 
-import json
 import logging
-import math
 import os
 import random
 import re
@@ -32,33 +24,48 @@ from torch.optim.lr_scheduler import LRScheduler
 from errors import UserError
 from model import DoubleHeadsModel, save_model
 from precision import Precision
+from run_folder import (
+    ARGUMENTS_FILE,
+    PERSONAS_FILE,
+    STATE_FILE,
+    begin_again,
+    check_is_free,
+    checkpoint_folder,
+    list_checkpoints,
+    make_numbered,
+    set_aside,
+    what_is_left,
+    what_would_be_lost,
+    write_json,
+)
 from store import DialogSplit, TokenIds
 from tokenization import DialogTokenizer
 
 logger = logging.getLogger(__name__)
 
 N_STORED_PERSONAS = 100
-STATE_FILE = "training_state.pt"
-METRICS_FILE = "metrics.jsonl"
-PERSONAS_FILE = "personas.json"
-IS_BETTER = {"hits@1": lambda new, old: new > old, "perplexity": lambda new, old: new < old}
 
 
-def create_run_folder(args: Namespace, tokenizer: DialogTokenizer, train: DialogSplit) -> Path:
+def create_run_folder(args: Namespace, tokenizer: DialogTokenizer, train: DialogSplit, begins_again: bool) -> Path:
     """Make the folder of this run, named by time, host and model unless `--output_dir` names it.
 
-    It holds readable arguments, the vocabulary, and a sample of personas, so that the chat needs no data set. What an
-    earlier run left there to go on from is removed. Raises UserError where the folder cannot be written.
+    It holds readable arguments, the vocabulary, and a sample of personas, so that the chat needs no data set. What is
+    there already is set aside where `--set_aside` says so; with `begins_again` it is this run itself, which had no
+    checkpoint yet. Raises UserError where the folder is taken or cannot be written.
     """
-    model_name = re.sub(r"[^\w.-]+", "_", Path(args.model_checkpoint).name) or "model"
-    name = f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}_{model_name}"
-    run = Path(args.output_dir or Path("runs") / name)
+    run = Path(args.output_dir or Path("runs") / default_name(args))
     personas = [[tokenizer.decode(sentence) for sentence in persona] for persona in sample_personas(train)]
     try:
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)
-        (run / METRICS_FILE).unlink(missing_ok=True)
+        if not args.output_dir:
+            run = make_numbered(run)
+        elif begins_again:
+            begin_again(run)
+        else:
+            check_is_free(run, args.set_aside)  # once more: since it was first checked another run may have started
+            if what_would_be_lost(run):
+                set_aside(run)
         tokenizer.save(run)
-        write_json(run / "arguments.json", vars(args))
+        write_json(run / ARGUMENTS_FILE, vars(args))
         write_json(run / PERSONAS_FILE, personas)
     except OSError as error:
         raise UserError(
@@ -66,6 +73,12 @@ def create_run_folder(args: Namespace, tokenizer: DialogTokenizer, train: Dialog
         ) from error
     logger.info("run folder: %s", run)
     return run
+
+
+def default_name(args: Namespace) -> str:
+    """Return "<date>_<time>_<host>_<model>"."""
+    model_name = re.sub(r"[^\w.-]+", "_", Path(args.model_checkpoint).name) or "model"
+    return f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}_{model_name}"
 
 
 def sample_personas(split: DialogSplit) -> list[list[TokenIds]]:
@@ -112,10 +125,7 @@ class Checkpoints:
                 force_to_disk(path)
             aside.rename(folder)
             force_to_disk(folder.parent)
-        for old in list_checkpoints(self.run)[: -self.n_saved]:
-            doomed = old.with_name(f"{old.name}.old")  # no half-removed checkpoint under its name
-            old.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+        remove_oldest(self.run, self.n_saved)
 
     def save_best(self) -> None:
         """Write the weights to the run folder itself; UserError where that fails."""
@@ -133,81 +143,37 @@ class Checkpoints:
             raise UserError(f"{aside} cannot be written ({_reason(error)}); {what_is_left(self.run)}") from error
 
 
-def what_is_left(run: Path) -> str:
-    """Return a sentence on the newest checkpoint of a run that ended early."""
-    if checkpoints := list_checkpoints(run):
-        return f"the checkpoint {checkpoints[-1]} is intact: go on with --resume {run}."
-    return "there is no earlier checkpoint."
+def remove_oldest(run: Path, n_saved: int) -> None:
+    """Remove all checkpoints but the last `n_saved`, and what earlier removals left behind.
 
-
-def checkpoint_folder(run: Path, update: int) -> Path:
-    return run / "checkpoints" / f"update-{update:08d}"
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """Return the folders of a run's checkpoints, the newest last."""
-    return sorted(path for path in run.glob("checkpoints/update-*") if re.fullmatch(r"update-\d+", path.name))
+    Where that fails, as on Windows while files are mapped, a warning says so, and the next call tries again.
+    """
+    doomed = [folder.with_name(f"{folder.name}.old") for folder in list_checkpoints(run)[:-n_saved]]
+    for left in run.glob("checkpoints/update-*.old"):
+        shutil.rmtree(left, ignore_errors=True)
+    for folder in doomed:
+        try:
+            folder.with_suffix("").rename(folder)  # no half-removed checkpoint under its name
+            shutil.rmtree(folder)
+        except OSError as error:
+            logger.warning("the old checkpoint %s cannot be removed (%s)", folder.with_suffix(""), _reason(error))
 
 
 def force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file, or a folder's list of files, is on the disk. Raises OSError.
+
+    Windows writes out only what is open for writing, and opens no folders; there their lists are not waited for.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class ValidationHistory:
-    """A run's validations, kept in metrics.jsonl: which was the best, and how many have passed since."""
-
-    def __init__(self, best_metric: str, run: Path, update: int = 0):
-        """Read what `run` holds up to `update`; what came after it will come again."""
-        self.metric = best_metric
-        self.path = run / METRICS_FILE
-        self.records: list[dict] = []
-        if self.path.is_file():
-            records = map(json.loads, self.path.read_text(encoding="utf-8-sig").splitlines())
-            self.records = [record for record in records if record["updates"] <= update]
-
-    def rewrite(self) -> None:
-        """Take what came after `update` out of the file."""
-        aside = self.path.with_suffix(".tmp")
-        aside.write_text("".join(map(_json_line, self.records)), encoding="utf-8")
-        aside.replace(self.path)
-
-    def append(self, updates: int, epoch: int, metrics: dict[str, float], to_file: bool) -> None:
-        self.records.append({"updates": updates, "epoch": epoch, **metrics})
-        if to_file:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(_json_line(self.records[-1]))
-
-    def has(self, update: int) -> bool:
-        return any(record["updates"] == update for record in self.records)
-
-    def is_best(self, metrics: dict[str, float]) -> bool:
-        """Whether these figures would be better than all so far; those before the first update do not count."""
-        return all(IS_BETTER[self.metric](metrics[self.metric], old[self.metric]) for old in self._learned)
-
-    @property
-    def n_since_best(self) -> int:
-        """How many validations in a row have brought nothing better."""
-        best, n = math.nan, 0
-        for record in self._learned:
-            n = 0 if math.isnan(best) or IS_BETTER[self.metric](record[self.metric], best) else n + 1
-            best = best if n else record[self.metric]
-        return n
-
-    @property
-    def _learned(self) -> list[dict]:
-        return [record for record in self.records if record["updates"] > 0]
-
-
-def write_json(path: Path, value) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _json_line(record: dict) -> str:
-    return json.dumps(record) + "\n"
 
 
 def _reason(error: Exception) -> str:

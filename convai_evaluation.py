@@ -19,7 +19,7 @@ import logging
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -280,14 +280,22 @@ class _TransformerAgent:
     def __init__(self, opt, shared=None):
         self.id = "TransformerAgent"
         super().__init__(opt, shared)
-        self.dialog_agent: DialogAgent = shared["dialog_agent"] if shared else load_agent(opt)
+        # ParlAI's own commands would show an error of ours as a traceback; this script, which hands over an agent that
+        # is loaded already, reports them itself.
+        self.reports_errors = shared is None or shared.get("reports_errors", False)
+        self.dialog_agent: DialogAgent = shared["dialog_agent"] if shared else self._reporting(load_agent)(opt)
         self.words: WordPerplexity | None = shared["words"] if shared else None
         if "ppl" in opt["eval_type"] and self.words is None:
-            self.words = word_perplexity(self.dialog_agent, opt)
+            self.words = self._reporting(word_perplexity)(self.dialog_agent, opt)
         self.reset()
 
+    def _reporting(self, function: Callable) -> Callable:
+        """Return the function so that in ParlAI's own commands a UserError ends them in one line, with status 2."""
+        return report_user_errors(function) if self.reports_errors else function
+
     def share(self) -> dict:
-        return super().share() | {"dialog_agent": self.dialog_agent, "words": self.words}
+        own = {"dialog_agent": self.dialog_agent, "words": self.words, "reports_errors": self.reports_errors}
+        return super().share() | own
 
     def reset(self) -> None:
         """Forget the dialog."""
@@ -333,7 +341,8 @@ class _TransformerAgent:
         generated = asked if "f1" in eval_types else [i for i in asked if i not in {*ranked, *scored}]
         for indices, answer in ((ranked, self._rank), (scored, self._score), (generated, self._generate)):
             if indices:
-                for i, fields in zip(indices, answer([observations[i] for i in indices]), strict=True):
+                answers = self._reporting(answer)([observations[i] for i in indices])
+                for i, fields in zip(indices, answers, strict=True):
                     replies[i].update(fields)
         return replies
 

@@ -24,10 +24,11 @@ def warn_if_bf16_is_slow(device: torch.device | str) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name, "" for cuda where there is one; UserError where it cannot be used."""
+    """Return the device of that name, "" for cuda where there is one; UserError where nothing can be computed on it."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).item()  # some devices have tensors without values, others have no tensors at all
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); try --device cpu.") from error
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__).split(". ")[0]
+        raise UserError(f"--device {name} cannot be used ({reason}); try --device cpu.") from error

@@ -32,6 +32,8 @@ def process_group(device_name: str, local_rank: int = -1) -> Iterator[torch.devi
                             "`torchrun --nproc_per_node=N train.py ...`.")  # fmt: skip
         yield choose_device(device_name)
         return
+    if device_name not in ("", "cuda"):
+        choose_device(device_name)  # a mistyped one is refused before each process is given a GPU of its own
     os.environ.setdefault("LOCAL_RANK", str(max(local_rank, 0)))
     is_cuda = device_name.startswith("cuda") or (not device_name and torch.cuda.is_available())
     local_rank = int(os.environ["LOCAL_RANK"])

@@ -2,7 +2,7 @@
 
     python interact.py                                   the released model, downloaded once
     python interact.py --model_checkpoint runs/my_run    your own
-    echo "do you have any pets ?" | python interact.py   answers the lines of standard input, a line each
+    echo "do you have any pets ?" | python interact.py   a line out for each line in: a reply, or nothing for commands
 
 In the chat, /help lists the commands.
 """
@@ -169,10 +169,12 @@ class Chat:
             self.terminal.note("/help lists the commands, Ctrl-D leaves.")
         for line in self.terminal.lines():
             text = plain_line(line)
-            if text.startswith("/"):
-                self.obey(text)
-            elif text:
+            if text and not text.startswith("/"):
                 self.answer(text)
+            else:
+                if text:
+                    self.obey(text)
+                self.terminal.no_reply()
             if self.has_ended:
                 return
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from formats import PERSONACHAT_URL
 from pretrained import SHORT_NAMES
 from tables import HUB_PREFIX
+from validations import after_an_update, best_of, read_validations, shown
 
 ROOT = Path(__file__).resolve().parent
 MARK = "<!-- written by train.py, which replaces it after each validation; remove this line to keep your changes -->"
@@ -23,6 +24,7 @@ UNTOLD_OPTIONS = {
     "output_dir",
     "resume",
     "save_every",
+    "set_aside",
 }
 
 USE = """\
@@ -72,7 +74,7 @@ def write_model_card(run: Path, facts: dict | None = None) -> None:
 def model_card(run: Path, facts: dict) -> str:
     """Return the text of a run's card."""
     config, options = (json.loads((run / name).read_text("utf-8-sig")) for name in ("config.json", "arguments.json"))
-    validations = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8-sig").splitlines()]
+    validations = read_validations(run)
     best = best_validation(validations, options)
     model_class = config.get("architectures", ["DoubleHeadsModel"])[0]
     sections = [
@@ -93,10 +95,7 @@ def model_card(run: Path, facts: dict) -> str:
 
 def best_validation(validations: list[dict], options: dict) -> dict:
     """Return the validation whose weights the folder holds: the best one after an update."""
-    learned = [validation for validation in validations if validation["updates"] > 0] or validations
-    if options.get("best_metric") == "perplexity":
-        return min(learned, key=lambda validation: validation["perplexity"])
-    return max(learned, key=lambda validation: validation["hits@1"])
+    return best_of(after_an_update(validations) or validations, options.get("best_metric", "hits@1"))
 
 
 def front_matter(name: str, config: dict, options: dict, best: dict) -> str:
@@ -115,7 +114,7 @@ def front_matter(name: str, config: dict, options: dict, best: dict) -> str:
     if not data or on_hub.endswith("persona-chat") or data == "example":
         metadata["language"] = ["en"]
     dataset = {"name": data_name(data), "type": on_hub or data_name(data).lower().replace(" ", "-")}
-    metrics = [{"type": key, "value": round(best[key], 4)} for key in ("hits@1", "perplexity")]
+    metrics = [{"type": key, "value": round(best[key], 4)} for key in ("hits@1", "perplexity") if best[key] is not None]
     result = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
     metadata["model-index"] = [{"name": name, "results": [result]}]
     return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()), "---"])
@@ -153,11 +152,12 @@ def figures(validations: list[dict], best: dict) -> str:
     rows = ["| updates | epoch | hits@1 | perplexity per token |", "|---|---|---|---|"]
     for validation in validations:
         bold = "**" if validation is best else ""
-        row = f"| {bold}{validation['updates']}{bold} | {validation['epoch']} | {validation['hits@1']:.3f} "
+        row = f"| {bold}{validation['updates']}{bold} | {validation['epoch']} | {shown(validation['hits@1'])} "
         rows.append(f"{row}| {validation['perplexity']:.3f} |")
-    return "\n".join(
-        [*rows, "", "On the validation split, over all its candidates; in bold the weights in this folder."]
-    )
+    note = "On the validation split, over all its candidates; in bold the weights in this folder."
+    if best["hits@1"] is None:
+        note += " A dash: candidates could not be ranked, so perplexity decided."
+    return "\n".join([*rows, "", note])
 
 
 def training(config: dict, options: dict, facts: dict) -> str:

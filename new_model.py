@@ -5,13 +5,13 @@ python train.py --from_scratch --model models/tiny --dataset_path example
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from errors import UserError, report_user_errors
 from formats import find_source
 from options import new_model_parser
 from pretrained import locate_checkpoint
+from run_folder import what_would_be_lost, write_json
 from tokenization import load_tokenizer, train_vocabulary
 
 
@@ -20,6 +20,9 @@ def main() -> None:
     args = new_model_parser().parse_args()
     if args.n_embd % args.n_head:
         raise UserError(f"--n_embd {args.n_embd} must be a multiple of --n_head {args.n_head}.")
+    folder = Path(args.folder)
+    if found := what_would_be_lost(folder):
+        raise UserError(f"{folder} holds a run or a model already ({found}); give another folder.")
     if args.vocabulary:
         tokenizer = load_tokenizer(locate_checkpoint(args.vocabulary, "--vocabulary"))
         if tokenizer.family != args.family:
@@ -29,9 +32,11 @@ def main() -> None:
     else:
         dialogs = find_source(args.dataset_path).load(split_needed=False)["train"]
         tokenizer = train_vocabulary(utterances(dialogs), args.family, args.vocab_size)
-    folder = Path(args.folder)
-    tokenizer.save(folder)
-    (folder / "config.json").write_text(json.dumps(model_config(args, len(tokenizer)), indent=2) + "\n")
+    try:
+        tokenizer.save(folder)
+        write_json(folder / "config.json", model_config(args, len(tokenizer)))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); give another folder.") from error
     print(f"{folder}: {args.family}, {args.n_layer} layers of width {args.n_embd}, {len(tokenizer)} tokens")
 
 

@@ -4,6 +4,7 @@ Light on purpose: --help and a mistyped option must answer before torch is impor
 """
 
 import argparse
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,7 +103,7 @@ def training_parser() -> argparse.ArgumentParser:
         "--best_metric",
         choices=["hits@1", "perplexity"],
         default="hits@1",
-        help="what decides which checkpoint is the best",
+        help="what decides which checkpoint is the best; the other one breaks ties",
     )
     training.add_argument("--eval_before_start", action="store_true", help="validate once before the first update")
     training.add_argument("--seed", type=int, default=42, help="of weights, dropout and the order of the examples")
@@ -134,7 +135,14 @@ def training_parser() -> argparse.ArgumentParser:
         help="set by torch.distributed.launch; LOCAL_RANK in the environment does the same",
     )
     machine.add_argument(
-        "--output_dir", default="", metavar="DIR", help="run folder (default: runs/<date>_<time>_<host>_<model>)"
+        "--output_dir",
+        type=path,
+        default="",
+        metavar="DIR",
+        help="run folder, without another run in it (default: runs/<date>_<time>_<host>_<model>)",
+    )
+    machine.add_argument(
+        "--set_aside", action="store_true", help="rename what is in the run folder to <name>.1, .2, ... and start"
     )
     machine.add_argument(
         "--save_every",
@@ -145,6 +153,7 @@ def training_parser() -> argparse.ArgumentParser:
     machine.add_argument("--n_saved", type=positive_int, default=3, help="last checkpoints that are kept")
     machine.add_argument(
         "--resume",
+        type=path,
         default="",
         metavar="RUN",
         help="go on with this run, its options being the defaults; auto: with the newest run of the same options",
@@ -199,7 +208,9 @@ def evaluation_parser() -> argparse.ArgumentParser:
         help='evaluate on this data without ParlAI (any form that train.py reads); "" is ParlAI\'s convai2 task',
     )
     task.add_argument("--batch_size", type=positive_int, default=16, help="examples at once; does not change results")
-    task.add_argument("--output", default="", metavar="FILE", help="also write the figures to this JSON file")
+    task.add_argument(
+        "--output", type=path, default="", metavar="FILE", help="also write the figures to this JSON file"
+    )
     model = parser.add_argument_group("model")
     add_checkpoint_options(model)
     add_device_option(model)
@@ -300,11 +311,13 @@ def add_decoding_options(group) -> None:
 def new_model_parser() -> argparse.ArgumentParser:
     """Options of new_model.py."""
     parser = _parser("Write config.json and a vocabulary for a model to be trained from scratch.")
-    parser.add_argument("folder", help="where to write them")
+    parser.add_argument("folder", type=path, help="where to write them")
     parser.add_argument("--family", choices=["openai-gpt", "gpt2"], default="openai-gpt", help="kind of model")
     parser.add_argument("--dataset_path", default="", metavar="DATA", help="what the vocabulary is learned from")
     parser.add_argument("--vocab_size", type=positive_int, default=10_000, help="entries of the vocabulary at most")
-    parser.add_argument("--vocabulary", default="", metavar="DIR", help="take this folder's vocabulary instead")
+    parser.add_argument(
+        "--vocabulary", type=path, default="", metavar="DIR", help="take this folder's vocabulary instead"
+    )
     parser.add_argument("--n_layer", type=positive_int, default=4, help="layers")
     parser.add_argument("--n_embd", type=positive_int, default=256, help="width")
     parser.add_argument("--n_head", type=positive_int, default=4, help="attention heads")
@@ -324,6 +337,7 @@ def add_data_options(group, path_help: str = DATA_HELP) -> None:
     group.add_argument("--dataset_path", default="", metavar="DATA", help=path_help)
     group.add_argument(
         "--dataset_cache",
+        type=path,
         default="./dataset_cache.bin",
         metavar="PREFIX",
         help='path prefix of the token cache; "" keeps it in memory',
@@ -332,6 +346,11 @@ def add_data_options(group, path_help: str = DATA_HELP) -> None:
 
 def add_device_option(group) -> None:
     group.add_argument("--device", default="", help='"cuda", "cpu", ... (default: cuda where there is one)')
+
+
+def path(text: str) -> str:
+    """Return a path with `~` expanded, which shells leave as it is in `--option=~/file`; "" and names stay."""
+    return os.path.expanduser(text)
 
 
 def non_negative_int(text: str) -> int:

@@ -19,7 +19,7 @@ from convai_metrics import (
     hit_summands,
     perplexity_summands,
 )
-from errors import UserError
+from errors import NoFigure
 from formats import Dialog, load_for_evaluation
 from lost_text import LostText
 from options import chosen_seed
@@ -61,7 +61,7 @@ class OwnEvaluation:
     def start(self, eval_type: str, agent: DialogAgent) -> tuple[int, Iterator[dict[str, float]]]:
         """Return the number of examples and an iterator that scores them, yielding the figures so far.
 
-        Raises UserError where there is nothing to rank: a single candidate is a hit by definition.
+        Raises NoFigure where there is nothing to rank: a single candidate is a hit by definition.
         """
         self.agent = agent
         self._tell_losses()
@@ -112,8 +112,8 @@ class OwnEvaluation:
                     examples[i] = example._replace(candidates=[*(examples[j].gold for j in drawn), example.gold])
         n_single = sum(len(example.candidates) == 1 for example in examples)
         if n_single == len(examples):
-            raise UserError(f"--dataset_path {self.name}: no example has candidates to rank, and other dialogs have no "
-                            "other replies to draw them from; hits@1 needs some.")  # fmt: skip
+            raise NoFigure(f"--dataset_path {self.name}: no example has candidates to rank, and other dialogs have no "
+                           "other replies to draw them from; hits@1 needs some.")  # fmt: skip
         if n_single:
             logger.warning("%d examples have a single candidate, which is a hit by definition", n_single)
         return examples

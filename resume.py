@@ -9,18 +9,20 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from checkpoint import STATE_FILE, TrainingParts, list_checkpoints
+from checkpoint import TrainingParts
 from errors import UserError
 from pretrained import read_json_object
+from run_folder import ARGUMENTS_FILE, STATE_FILE, has_only_begun, list_checkpoints
 
 logger = logging.getLogger(__name__)
 
 # Options that may be others when a run goes on: they do not change what is computed. How an update is split into
-# batches does not either; its size is compared as a whole (check_facts).
+# batches does not either; its size is compared as a whole (check_facts). What decides which weights are kept is not
+# among them: by another metric an earlier validation may be the best, whose weights are gone.
 FREE_OPTIONS = {
-    "best_metric", "compile", "dataset_cache", "device", "eval_before_start", "gradient_accumulation_steps",
+    "compile", "dataset_cache", "device", "eval_before_start", "gradient_accumulation_steps",
     "gradient_checkpointing", "local_rank", "n_saved", "num_workers", "output_dir", "patience", "resume", "save_every",
-    "train_batch_size", "valid_batch_size",
+    "set_aside", "train_batch_size", "valid_batch_size",
 }  # fmt: skip
 
 
@@ -35,13 +37,14 @@ def resolve_options(parser: ArgumentParser, argv: list[str] | None = None) -> Na
     if args.resume in ("", "auto"):
         return args
     run = run_of(Path(args.resume))
-    stored = read_json_object(run / "arguments.json")
-    machine = {"resume", "local_rank", "output_dir"}
+    stored = read_json_object(run / ARGUMENTS_FILE)
+    machine = {"resume", "local_rank", "output_dir", "set_aside"}
     parser.set_defaults(**{name: value for name, value in stored.items() if name not in machine})
     args = parser.parse_args(argv)
     if changed := differences(args, stored):
-        raise UserError(f"--resume {args.resume}: it was trained with {', '.join(changed)}; leave these options out, "
-                        "or start a run of its own.")  # fmt: skip
+        raise UserError(f"--resume {args.resume}: it was trained with {', '.join(changed)}; leave these options out "
+                        "to go on with the run, or, to train on with others from its weights, give "
+                        f"--model {run} --output_dir OTHER instead of --resume.")  # fmt: skip
     return args
 
 
@@ -54,7 +57,7 @@ def differences(args: Namespace, stored: dict) -> list[str]:
 def run_of(folder: Path) -> Path:
     """Return the run folder of a run or of one of its checkpoints; UserError where it is neither."""
     run = folder.parents[1] if (folder / STATE_FILE).is_file() else folder
-    if not (run / "arguments.json").is_file():
+    if not (run / ARGUMENTS_FILE).is_file():
         raise UserError(f"--resume {folder} is not the folder of a run: it has no arguments.json; give one that "
                         "train.py made, or auto.")  # fmt: skip
     return run
@@ -83,9 +86,17 @@ def find_checkpoint(args: Namespace) -> Path | None:
 def runs_like(args: Namespace) -> list[Path]:
     """Return the runs with the same options, the one with the newest checkpoint first."""
     folders = [Path(args.output_dir)] if args.output_dir else list(Path("runs").glob("*"))
-    runs = [run for run in folders if (run / "arguments.json").is_file() and list_checkpoints(run)]
-    same = [run for run in runs if not differences(args, read_json_object(run / "arguments.json"))]
+    runs = [run for run in folders if (run / ARGUMENTS_FILE).is_file() and list_checkpoints(run)]
+    same = [run for run in runs if not differences(args, read_json_object(run / ARGUMENTS_FILE))]
     return sorted(same, key=lambda run: -list_checkpoints(run)[-1].stat().st_mtime)
+
+
+def begins_again(args: Namespace) -> bool:
+    """Whether `--resume auto` starts the run in `--output_dir` anew: it ended before its first checkpoint."""
+    run = Path(args.output_dir)
+    if args.resume != "auto" or not args.output_dir or not (run / ARGUMENTS_FILE).is_file():
+        return False
+    return has_only_begun(run) and not differences(args, read_json_object(run / ARGUMENTS_FILE))
 
 
 def newest_readable(run: Path) -> Path | None:

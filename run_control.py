@@ -11,11 +11,13 @@ import torch
 from ignite.engine import Engine, Events
 from torch.utils.data import DataLoader
 
-from checkpoint import Checkpoints, ValidationHistory, what_is_left
+from checkpoint import Checkpoints
 from distributed import is_first_rank
 from errors import UserError
 from interruption import Interruption
 from model_card import write_model_card
+from run_folder import what_is_left
+from validations import ValidationHistory, shown
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +92,10 @@ class RunControl:
     def _validate(self, engine: Engine) -> None:
         with self.interruption.at_once():
             metrics = self.evaluator.run(self.valid_loader if len(self.valid_loader) else [None]).metrics
+        metrics = {"hits@1": None} | metrics  # not measured where it would say nothing
         logger.info(
-            "after %d updates: hits@1 %.3f, perplexity %.3f (per token, %d validation examples)",
-            self.update, metrics["hits@1"], metrics["perplexity"], len(self.valid_loader.dataset),
+            "after %d updates: hits@1 %s, perplexity %.3f (per token, %d validation examples)",
+            self.update, shown(metrics["hits@1"]), metrics["perplexity"], len(self.valid_loader.dataset),
         )  # fmt: skip
         if is_first_rank() and self.update > 0 and self.history.is_best(metrics):
             self.keeper.save_best()
@@ -100,7 +103,8 @@ class RunControl:
         if is_first_rank() and self.update > 0:
             write_model_card(self.keeper.run, self.keeper.facts)
         if self._has_lost_patience:
-            logger.info("%d validations without a better %s: stopping", self.args.patience, self.args.best_metric)
+            better = self.history.deciding_metric
+            logger.info("%d validations without a better %s: stopping", self.args.patience, better)
             engine.terminate()
 
     def _is_validation_due(self, epoch_length: int) -> bool:

@@ -57,6 +57,8 @@ class Terminal:
         for stream in (sys.stdin, sys.stdout):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # whatever arrives is text, whatever leaves can be written
+        if not self.is_interactive and hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(newline="\n")  # a carriage return within a line does not make two of it
 
     def lines(self) -> Iterator[str]:
         """Yield the user's lines until they end, or on a terminal Ctrl-C or Ctrl-D is pressed."""
@@ -82,17 +84,25 @@ class Terminal:
             yield line
 
     def say(self, text: str, label: str = "", style: str = "") -> None:
-        """Write a paragraph to standard output."""
+        """Write what a command shows: a paragraph on a terminal, otherwise a line to standard error."""
+        if not self.is_interactive:
+            print(label + printable(text), file=sys.stderr, flush=True)
+            return
         paragraph = self.paragraph(label, style)
         paragraph.grow(text)
         paragraph.end()
 
     def note(self, text: str) -> None:
-        """Write what is not part of the chat: dimmed on a terminal, otherwise to standard error."""
-        if self.is_interactive:
-            self.say(text, style="note")
-        else:
-            print(printable(text), file=sys.stderr, flush=True)
+        """Write what is not part of the chat, dimmed on a terminal."""
+        self.say(text, style="note")
+
+    def no_reply(self) -> None:
+        """Answer a line that the agent does not reply to: not at all on a terminal, otherwise with an empty line.
+
+        So with a pipe or a file there is a line on standard output for each line of input, in their order.
+        """
+        if not self.is_interactive:
+            _write("\n")
 
     def paragraph(self, label: str = "", style: str = "") -> "Paragraph":
         """Begin a paragraph after `label`; without a label all of it is in that style."""

@@ -27,7 +27,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from ignite.metrics import Average, MetricsLambda
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -43,6 +43,7 @@ from monitoring import attach_progress, attach_tensorboard, set_up_logging
 from precision import Precision
 from pretrained import locate_checkpoint
 from run_control import RunControl
+from run_folder import check_is_free
 from store import DialogSplit
 from tokenization import DialogTokenizer, load_tokenizer
 from updates import TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
@@ -63,6 +64,8 @@ def train(args: Namespace, device: torch.device) -> None:
     """Fine-tune a model as the options say, or go on with a run."""
     torch.manual_seed(args.seed)
     resumed = find_resumed(args)
+    if not resumed and is_first_rank():
+        check_output_folder(args)
     source, tokenizer, splits = prepare_data(args, resumed)
     model = prepare_model(args, source, tokenizer, device, from_scratch=args.from_scratch and not resumed)
     if args.align_history:
@@ -73,7 +76,8 @@ def train(args: Namespace, device: torch.device) -> None:
 
     interruption = Interruption(alone=idist.get_world_size() == 1)
     trainer = create_trainer(args, parts, train_loader.batch_sampler, device, interruption)
-    evaluator = create_evaluator(parts, device)
+    trains_ranking = train_ranking_head(args, trainer, model, train_loader.dataset)
+    evaluator = create_evaluator(parts, device, is_ranking_measured(trains_ranking, valid_loader.dataset))
     facts = {"updates": n_updates, "examples": len(train_loader.dataset), "update size": update_size(args)}
     run = prepare_run(args, splits, parts, facts, resumed, trainer)
     keeper = Checkpoints(run, parts, args.n_saved, facts)
@@ -89,6 +93,12 @@ def find_resumed(args: Namespace) -> Path | None:
         return None
     found = from_first_rank(str(resume.find_checkpoint(args) or "none") if is_first_rank() else "")
     return None if found == "none" else Path(found)
+
+
+def check_output_folder(args: Namespace) -> None:
+    """Refuse a folder that holds another run, before there is any work that would be in vain."""
+    if args.output_dir and not resume.begins_again(args):
+        check_is_free(Path(args.output_dir), args.set_aside)
 
 
 def prepare_data(args: Namespace, resumed: Path | None) -> tuple[Path, DialogTokenizer, dict[str, DialogSplit]]:
@@ -224,8 +234,6 @@ def create_trainer(
             with nullcontext() if is_last or exchanged is model else exchanged.no_sync():
                 with precision.autocast():
                     token_losses, candidate_losses, _ = tree_losses(exchanged, batch.to(device))
-                # A lone candidate has no gradient: such updates teach the ranking head nothing.
-                model.config.ranking_is_trained |= bool(args.mc_coef) and batch.mc_rows.shape[1] > 1
                 # Each micro-batch adds its share of the update's means, so how an update is split makes no difference;
                 # the published script averaged every micro-batch by itself.
                 means = weight * torch.stack([token_losses.sum() / n_targets, candidate_losses.sum() / n_examples])
@@ -269,10 +277,36 @@ def seed_of_update(seed: int, update: int) -> int:
     return random.Random(f"{seed} {update} {idist.get_rank()}").getrandbits(62)
 
 
-def create_evaluator(parts: TrainingParts, device: torch.device) -> Engine:
+def train_ranking_head(args: Namespace, trainer: Engine, model: DoubleHeadsModel, train: TreeDataset) -> bool:
+    """Have the model's config record that its ranking head is trained, once it is; return whether it is or will be."""
+    # A lone candidate has no gradient: such updates would teach the head nothing.
+    if args.mc_coef > 0 and train.offers_a_choice():
+
+        @trainer.on(Events.ITERATION_COMPLETED)
+        def record(engine: Engine) -> None:
+            model.config.ranking_is_trained = True
+
+        return True
+    return model.config.ranking_is_trained
+
+
+def is_ranking_measured(is_trained: bool, valid: TreeDataset) -> bool:
+    """Whether hits@1 says anything of a model; where it does not, that is said, and perplexity alone is measured.
+
+    Every place that takes a validation's hits@1 copes with its absence, so a further reason belongs here and only here.
+    """
+    reason = "" if valid.offers_a_choice() else "nothing to rank"
+    reason = reason if is_trained else "the ranking head is not trained"
+    if reason:
+        logger.info("hits@1 -, %s: perplexity decides which checkpoint is the best", reason)
+    return not reason
+
+
+def create_evaluator(parts: TrainingParts, device: torch.device, is_ranking: bool = True) -> Engine:
     """Return the engine that computes `hits@1` over all candidates and, per target token, `nll` and `perplexity`.
 
-    With several ranks they are over the batches of all; one without any of its own gives a None instead.
+    With several ranks they are over the batches of all; one without any of its own gives a None instead. Without
+    `is_ranking`, and as long as the ranking head is as it was drawn, there is no hits@1.
     """
 
     @torch.inference_mode()
@@ -290,9 +324,16 @@ def create_evaluator(parts: TrainingParts, device: torch.device) -> Engine:
         return MetricsLambda(Tensor.item, Average(lambda output: output[key][:, None]))
 
     evaluator = Engine(score_batch)
-    mean_of("hits").attach(evaluator, "hits@1")
+    if is_ranking:
+        mean_of("hits").attach(evaluator, "hits@1")
     mean_of("nll").attach(evaluator, "nll")
     MetricsLambda(math.exp, mean_of("nll")).attach(evaluator, "perplexity")
+
+    @evaluator.on(Events.EPOCH_COMPLETED)
+    def leave_out_chance(engine: Engine) -> None:
+        if not parts.model.config.ranking_is_trained and engine.state.metrics.pop("hits@1", None) is not None:
+            logger.info("hits@1 -: the ranking head is untrained, so that its choices are chance")
+
     return evaluator
 
 
@@ -302,7 +343,9 @@ def prepare_run(
 ) -> Path:  # fmt: skip
     """Return the folder of a new run, or of the one to go on with, whose state is put back."""
     if not resumed:
-        created = create_run_folder(args, parts.tokenizer, splits["train"]) if is_first_rank() else ""
+        created = ""
+        if is_first_rank():
+            created = create_run_folder(args, parts.tokenizer, splits["train"], resume.begins_again(args))
         return Path(from_first_rank(str(created)))
     state = resume.read_state(resumed)
     resume.check_facts(resumed, state["facts"], facts)

@@ -55,6 +55,10 @@ class TreeDataset(Dataset):
         shift = rotation % max(1, len(persona))
         return Example(persona[shift:] + persona[:shift], cut_history(history, self.max_history), candidates)
 
+    def offers_a_choice(self) -> bool:
+        """Whether any example has more than one candidate; where none has, the gold ranks first by definition."""
+        return any(len(self.example(index).candidates) > 1 for index in range(len(self)))
+
     def __getitem__(self, index: int) -> CandidateTree:
         return build_candidate_tree(*self.example(index), self.tokenizer, self.max_positions, self.history_start)
 

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from errors import UserError, report_user_errors
-from options import OneLineParser
+from options import OneLineParser, path
 
 LABELS = {
     "train": "training, 4 candidates",
@@ -35,10 +35,10 @@ COLOURS = {"fp32": "#33628d", "bf16": "#3a9679", "int8": "#c77b30"}
 @report_user_errors
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineParser(prog="python -m bench.plot", description=__doc__.split("\n")[0])
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what `python -m bench` printed")
-    parser.add_argument("--output", type=Path, default=Path("bench/results/speed.png"), help="the image")
+    parser.add_argument("files", nargs="+", type=path, metavar="FILE", help="what `python -m bench` printed")
+    parser.add_argument("--output", type=path, default="bench/results/speed.png", help="the image")
     options = parser.parse_args(arguments)
-    reports = read_reports(options.files)
+    reports = read_reports(list(map(Path, options.files)))
     print(table(reports), end="")
     figure, (left, candidates, history) = plt.subplots(1, 3, figsize=(14, 4.2), width_ratios=(2, 1.2, 1.2))
     draw_ratios(left, in_order(reports)[::-1])
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figure.suptitle(f"Against a plain implementation in the same run: {reports[0]['model']}; {reports[0]['device']}")
     figure.tight_layout()
     try:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(options.output, dpi=110)
     except OSError as error:
         raise UserError(f"--output {options.output} cannot be written ({error.strerror}).") from error

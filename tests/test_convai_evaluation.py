@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DEVELOPMENT_DATA, ROOT, TEXTS, tiny_model
+from conftest import DEVELOPMENT_DATA, ROOT, TEXTS, needs, tiny_model
 
 import convai_evaluation
 from agent import Context, DialogAgent
@@ -29,7 +29,7 @@ from store import Example
 from tokenization import train_vocabulary
 from utils import build_candidate_tree, collate_trees
 
-parlai = pytest.importorskip("parlai")
+parlai = needs("parlai")
 import_parlai()
 EVAL_TYPES = ["hits@1", "ppl", "f1"]
 
@@ -412,6 +412,39 @@ class TestCommands:
         ours = figures_of(by_ourselves(dialogs_file), gpt2_agent)
         for name in ("hits@1", "hits@5", "f1", "ppl", "ppl_all_pieces", "token_ppl"):
             assert float(report[name]) == pytest.approx(ours[name], rel=2e-3), name
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--model-checkpoint", "nowhere/at/all"], "error: nowhere/at/all: there is no such folder"),
+            (["--temperature", "1e-9"], "error: temperature must be from 0.01 to 100"),
+        ],
+    )
+    def test_an_error_of_ours_ends_parlai_s_command_in_one_line(self, checkpoint, dialogs_file, options, message):
+        data = ["-t", "fromfile:fbformat", "--fromfile-datapath", str(dialogs_file)]
+        command = ["eval_model", "-m", "convai_evaluation:TransformerAgent", "--model-checkpoint", str(checkpoint)]
+        command = [sys.executable, "-m", "parlai", *command, *data, *options]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith(message) and "Traceback" not in done.stderr + done.stdout
+
+    def test_an_error_while_it_answers_too_but_only_in_parlai_s_commands(self, agent, monkeypatch, capsys):
+        from parlai.core.message import Message
+
+        def refuse(*_):
+            raise UserError("this model cannot rank.")
+
+        options = vars(evaluation_parser().parse_args(["--eval_type", "hits@1"]))
+        shared = {"dialog_agent": agent, "words": None}
+        monkeypatch.setattr(agent, "rank_batch", refuse)
+        monkeypatch.setattr(convai_evaluation, "load_agent", lambda opt: agent)
+        ours, theirs = agent_class()(options, shared), agent_class()(options)
+        for one in (ours, theirs, agent_class()(options, theirs.share())):
+            one.observe(Message({"text": "hi", "label_candidates": ["a", "b"], "episode_done": True}))
+            with pytest.raises(UserError if one is ours else SystemExit):
+                one.act()
+        assert capsys.readouterr().err == "error: this model cannot rank.\n" * 2
 
     def test_interactive(self, gpt2_agent, checkpoint):
         keys = f"your persona: {TEXTS[7]}\\n{TEXTS[0]}\n{TEXTS[2]}\n[DONE]\n{TEXTS[0]}\n[EXIT]\n"

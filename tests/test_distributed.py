@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, make_dialogs, tiny_config
 from test_train import metrics_of, read_events
 
-from checkpoint import list_checkpoints
+from run_folder import list_checkpoints
 from tokenization import train_vocabulary
 
 LAUNCHERS = {"torchrun": "torch.distributed.run", "launch": "torch.distributed.launch"}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from itertools import dropwhile
 from pathlib import Path
 
 import pexpect
@@ -120,13 +121,39 @@ def chat(checkpoint, monkeypatch, capsys):
 
 
 def test_piped_lines_are_answered_a_line_each(chat, checkpoint):
-    output, notes, status = chat("hi\n\n   \nhow are you?\nbye", *RANDOM_MODEL_OPTIONS)
+    output, notes, status = chat("hi\n\n   \nhow are\ryou?\r\nbye", *RANDOM_MODEL_OPTIONS)
     assert status == 0
-    assert output.count("\n") == 3 and all(output.splitlines())
+    assert [bool(line) for line in lines_of(output)] == [True, False, False, True, True]
     assert "\x1b" not in output + notes
     assert notes.startswith(f"loading {checkpoint} ...\n")
     assert "- i keep bees.\n- i have two dogs.\n" in notes
-    assert chat("hi\nhow are you?\nbye\n", *RANDOM_MODEL_OPTIONS)[0] == output  # decoding is seeded by 42
+    again = chat("hi\nhow are you?\nbye\n", *RANDOM_MODEL_OPTIONS)[0]  # decoding is seeded by 42
+    assert lines_of(again) == [line for line in lines_of(output) if line]
+
+
+def said_of_commands(notes: str) -> list[str]:
+    """The lines of standard error after the greeting, which ends with the persona at the start."""
+    lines = notes.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("The agent"))
+    return lines[start + 1 :] if "no persona" in lines[start] else list(dropwhile(is_fact, lines[start + 1 :]))
+
+
+def is_fact(line: str) -> bool:
+    return line.startswith("- ")
+
+
+def lines_of(output: str) -> list[str]:
+    """The lines of standard output, each of which ends with a line feed and no other character that could."""
+    assert output.endswith("\n") and output.splitlines() == output[:-1].split("\n")
+    return output[:-1].split("\n")
+
+
+@pytest.mark.parametrize("command", [*(f"/{name}" for name in interact.COMMANDS), "/sing", "/", "/set top_p 7",
+                                     "/persona none", "/save", "  /help", "\x1b[1m", "\x00", " \t"])  # fmt: skip
+def test_a_line_without_a_reply_is_an_empty_line(chat, command):
+    output, _, status = chat(f"hi\n{command}\nhi\n", *RANDOM_MODEL_OPTIONS)
+    expected = [True, False] if command == "/quit" else [True, False, True]
+    assert status == 0 and [bool(line) for line in lines_of(output)] == expected
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused_as_that(chat, tmp_path):
@@ -151,8 +178,8 @@ def test_seeds(chat):
 
 
 def test_the_persona_is_drawn_afresh_unless_a_seed_is_given(chat):
-    assert len({chat("/persona\n")[0] for _ in range(4)}) > 1  # of 100: alike once in a million times
-    assert len({chat("/persona\n", "--seed", "5")[0] for _ in range(2)}) == 1
+    assert len({chat("/persona\n")[1] for _ in range(4)}) > 1  # of 100: alike once in a million times
+    assert len({chat("/persona\n", "--seed", "5")[1] for _ in range(2)}) == 1
 
 
 def test_greedy_does_not_depend_on_the_seed(chat):
@@ -166,52 +193,53 @@ def test_settings(chat):
         "/set no_sample maybe\n/set max_length 5\n/set\n",
         *RANDOM_MODEL_OPTIONS,
     )
-    lines = output.splitlines()
-    assert lines[:3] == ["temperature 0.9", "no_sample True", "max_length 5"]
-    assert lines[3:] == [
-        "no_sample True", "max_length 5", "min_length 1", "temperature 0.9", "top_k 0", "top_p 0.9", "num_beams 1",
-        "no_repeat_ngram_size 0", "length_penalty 1.0",
-    ]  # fmt: skip
-    assert notes.splitlines()[-5:] == [
+    assert output == "\n" * 9
+    assert said_of_commands(notes) == [
+        "temperature 0.9",
+        "no_sample True",
         "top_k takes a whole number, not '2.5'",
         "top_p must be from 0 to 1, not 3.0",
         "there is no setting heat; /set lists them",
         "min_length 30 is above max_length 20",
         "no_sample is on or off, not 'maybe'",
-    ]
+        "max_length 5",
+        "no_sample True", "max_length 5", "min_length 1", "temperature 0.9", "top_k 0", "top_p 0.9", "num_beams 1",
+        "no_repeat_ngram_size 0", "length_penalty 1.0",
+    ]  # fmt: skip
 
 
 def test_settings_from_the_command_line(chat):
-    output = chat("/set\n", "--num_beams", "3", "--no_repeat_ngram_size", "2", "--max_length", "7", "--no_sample")[0]
-    assert {"num_beams 3", "no_repeat_ngram_size 2", "max_length 7", "no_sample True"} <= set(output.splitlines())
+    notes = chat("/set\n", "--num_beams", "3", "--no_repeat_ngram_size", "2", "--max_length", "7", "--no_sample")[1]
+    assert {"num_beams 3", "no_repeat_ngram_size 2", "max_length 7", "no_sample True"} <= set(notes.splitlines())
     # Every beam option is used: a reply of these comes out.
     assert chat("hi\n", "--num_beams", "3", "--no_repeat_ngram_size", "2")[2] == 0
 
 
 def test_persona_commands(chat):
-    output, notes, _ = chat("/persona i like tea. i am tall!\n/persona none\n/persona new\n", *RANDOM_MODEL_OPTIONS)
-    lines = output.splitlines()
-    assert lines[:5] == [
-        "The agent's persona:", "- i like tea.", "- i am tall!", "The agent has no persona.", "The agent's persona:",
+    _, notes, _ = chat("/persona i like tea. i am tall!\n/persona none\n/persona new\n", *RANDOM_MODEL_OPTIONS)
+    lines = said_of_commands(notes)
+    anew = "The dialog starts anew."
+    assert lines[:7] == [
+        "The agent's persona:", "- i like tea.", "- i am tall!", anew, "The agent has no persona.", anew,
+        "The agent's persona:",
     ]  # fmt: skip
-    assert len(lines) in (9, 10)  # a persona of the example set has four or five facts
-    assert notes.count("The dialog starts anew.") == 3
+    assert len(lines) in (12, 13) and lines[-1] == anew  # a persona of the example set has four or five facts
 
 
 def test_history_and_reset(chat):
     output, notes, _ = chat("/history\nhi\n/history\n/reset\n/history\n", *RANDOM_MODEL_OPTIONS)
-    reply = output.splitlines()[0]
-    assert output.splitlines() == [reply, "you: hi", f"bot: {reply}"]
-    assert notes.count("Nothing has been said yet.") == 2
+    reply = lines_of(output)[1]
+    nothing = "Nothing has been said yet."
+    assert said_of_commands(notes) == [nothing, "you: hi", f"bot: {reply}", "The dialog starts anew.", nothing]
 
 
 def test_suggest_help_quit_and_unknown_commands(chat):
     output, notes, status = chat("/suggest\n/sing\n/help\n/quit\nhi\n", *RANDOM_MODEL_OPTIONS)
-    suggestion, *help_lines = output.splitlines()
-    assert suggestion
+    suggestion, unknown, *help_lines, rest = said_of_commands(notes)
+    assert suggestion and rest.startswith("Anything else is said to the agent.")
     assert [line.split()[0] for line in help_lines] == [f"/{name}" for name in interact.COMMANDS]
-    assert "there is no command /sing; /help lists them\n" in notes
-    assert status == 0  # and no reply after /quit
+    assert unknown == "there is no command /sing; /help lists them"
+    assert (output, status) == ("\n" * 4, 0)  # and no reply after /quit
 
 
 def test_save_writes_a_readable_transcript_and_overwrites_nothing(chat, tmp_path):
@@ -220,7 +248,7 @@ def test_save_writes_a_readable_transcript_and_overwrites_nothing(chat, tmp_path
         f"/save {path}\n\x1b[31mred\x1b[0m\x07 \N{FOX FACE}\n/save {path}\nwhy?\n/save {path}\n/save\n/save {path}/x\n",
         *RANDOM_MODEL_OPTIONS,
     )
-    first, second = output.splitlines()
+    _, first, _, second, *_ = lines_of(output)
     assert path.read_text(encoding="utf-8") == (
         f"The agent's persona:\n- i keep bees.\n- i have two dogs.\n\nyou: red \N{FOX FACE}\nbot: {first}\n"
     )
@@ -256,18 +284,19 @@ def test_ctrl_c_while_reading_a_pipe_is_an_interruption(chat, monkeypatch):
 # Personas
 
 
-def personas_shown(output: str) -> list[str]:
-    return [line[2:] for line in output.splitlines() if line.startswith("- ")]
+def personas_shown(notes: str) -> list[str]:
+    """The facts that commands showed."""
+    return [line[2:] for line in said_of_commands(notes) if is_fact(line)]
 
 
 def test_personality_from_sentences_and_from_a_file(chat, tmp_path):
-    assert personas_shown(chat("/persona\n", "--personality", "i ski.", " ", "i\tswim.")[0]) == ["i ski.", "i swim."]
+    assert personas_shown(chat("/persona\n", "--personality", "i ski.", " ", "i\tswim.")[1]) == ["i ski.", "i swim."]
     (tmp_path / "persona.txt").write_text("i ski .\n\n i swim .\n")
-    assert personas_shown(chat("/persona\n", "--personality", str(tmp_path / "persona.txt"))[0]) == [
+    assert personas_shown(chat("/persona\n", "--personality", str(tmp_path / "persona.txt"))[1]) == [
         "i ski.",
         "i swim.",
     ]
-    assert chat("/persona\n", "--no_personality")[0] == "The agent has no persona.\n"
+    assert said_of_commands(chat("/persona\n", "--no_personality")[1]) == ["The agent has no persona."]
 
 
 @pytest.mark.parametrize(
@@ -343,8 +372,8 @@ def test_personas_stored_with_the_checkpoint(chat, checkpoint, tmp_path):
     for path in checkpoint.iterdir():
         os.link(path, tmp_path / path.name)
     (tmp_path / "personas.json").write_text(json.dumps([["i am the only one."], []]))
-    output = chat("/persona\n/persona new\n", model=tmp_path)[0]
-    assert personas_shown(output) == ["i am the only one."] * 2
+    notes = chat("/persona\n/persona new\n", model=tmp_path)[1]
+    assert personas_shown(notes) == ["i am the only one."] * 2
 
 
 @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", '[["a", 2]]'])
@@ -359,8 +388,8 @@ def test_malformed_stored_personas_are_refused(chat, checkpoint, tmp_path, conte
 def test_personas_of_a_data_set(chat, tmp_path):
     dialogs = {"train": make_dialogs(1), "valid": make_dialogs(2)[1:]}
     (tmp_path / "data.json").write_text(json.dumps(dialogs))
-    output = chat("/persona\n", "--dataset_path", str(tmp_path / "data.json"), "--dataset_cache", "")[0]
-    assert personas_shown(output) == [join_punctuation(text) for text in make_dialogs(1)[0]["personality"]]
+    notes = chat("/persona\n", "--dataset_path", str(tmp_path / "data.json"), "--dataset_cache", "")[1]
+    assert personas_shown(notes) == [join_punctuation(text) for text in make_dialogs(1)[0]["personality"]]
 
 
 @pytest.mark.parametrize(
@@ -375,7 +404,7 @@ def test_personas_of_a_data_set(chat, tmp_path):
         (["--min_length", "30"], "min_length 30 is above max_length 20"),
         (["--seed", "-1"], "argument --seed: '-1' is not a whole number"),
         (["--bf16", "--int8"], "argument --int8: not allowed with argument --bf16"),
-        (["--device", "abacus"], "--device abacus cannot be used"),
+        *((["--device", name], f"--device {name} cannot be used") for name in ("foo", "cuda:99", "meta", "cpu:x")),
         (["--tokenization", "bert"], "was trained with --tokenization spacy"),
     ],
 )

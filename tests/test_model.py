@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import TEXTS, tiny_config, tiny_model
+from conftest import TEXTS, needs, tiny_config, tiny_model
 
 from bench import reference
 from errors import UserError
@@ -69,7 +69,7 @@ def test_gradients_of_the_joint_loss_equal_transformers(checkpoint, tokenizer, e
 
 def pytorch_transformers_model(family: str, vocab_size: int):
     """A reference model of pytorch-transformers 1.2.0, tiny and random."""
-    pytorch_transformers = pytest.importorskip("pytorch_transformers")
+    pytorch_transformers = needs("pytorch_transformers")
     config = tiny_config(family, vocab_size)
     classes = {
         "openai-gpt": (pytorch_transformers.OpenAIGPTConfig, pytorch_transformers.OpenAIGPTDoubleHeadsModel),

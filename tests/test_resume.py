@@ -16,10 +16,10 @@ from conftest import ROOT, make_dialogs, tiny_config
 from safetensors.torch import load_file
 
 import train
-from checkpoint import ValidationHistory, checkpoint_folder, list_checkpoints
 from errors import UserError
 from options import training_parser
 from resume import check_readable, resolve_options
+from run_folder import checkpoint_folder, list_checkpoints
 from tokenization import train_vocabulary
 
 CPU = torch.device("cpu")
@@ -197,8 +197,14 @@ class TestRefusals:
         return folder / "run"
 
     def test_other_options_are_named(self, run):
-        with pytest.raises(UserError, match=r"it was trained with --lr 0.01, not 0.5, --seed 42, not 1; leave these"):
+        with pytest.raises(UserError) as refusal:
             run_train(base="--resume run --lr 0.5 --seed 1")
+        assert str(refusal.value) == (
+            "--resume run: it was trained with --lr 0.01, not 0.5, --seed 42, not 1; leave these options out to go on "
+            "with the run, or, to train on with others from its weights, give --model run --output_dir OTHER instead "
+            "of --resume."
+        )
+        run_train(base="--lr 0.5 --seed 1 --model run --output_dir other --dataset_path dialogs.json --max_updates 1")
 
     def test_updates_may_be_split_otherwise_but_keep_their_size(self, run):
         run_train(base="--resume run --train_batch_size 2 --gradient_accumulation_steps 4 --device cpu")
@@ -311,55 +317,6 @@ class TestMisfortunes:
         Path("file").touch()
         with pytest.raises(UserError, match=r"the run folder file/run cannot be written \(Not a directory\)"):
             run_train("--output_dir", "file/run")
-
-
-class TestHistory:
-    def history(self, folder, metric, values) -> ValidationHistory:
-        records = [{"updates": update, metric: value} for update, value in enumerate(values)]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        return ValidationHistory(metric, folder, update=len(values))
-
-    @pytest.mark.parametrize(
-        ("metric", "values", "n_since_best"),
-        [
-            ("hits@1", [0.9], 0),  # before the first update: does not count
-            ("hits@1", [0.9, 0.2, 0.3], 0),
-            ("hits@1", [0.9, 0.3, 0.2, 0.3], 2),
-            ("perplexity", [9, 5, 4, 6, 4], 2),
-            ("perplexity", [9, 5, 4, 3], 0),
-        ],
-    )
-    def test_patience_counts_validations_since_the_best(self, tmp_path, metric, values, n_since_best):
-        assert self.history(tmp_path, metric, values).n_since_best == n_since_best
-
-    def test_what_came_after_the_checkpoint_is_forgotten(self, tmp_path):
-        self.history(tmp_path, "hits@1", [0.1, 0.2, 0.3])
-        history = ValidationHistory("hits@1", tmp_path, update=1)
-        history.rewrite()
-        assert metrics_of(tmp_path) == [{"updates": 0, "hits@1": 0.1}, {"updates": 1, "hits@1": 0.2}]
-        assert history.is_best({"hits@1": 0.25}) and not history.is_best({"hits@1": 0.2})
-
-    def test_a_run_that_no_longer_improves_stops(self, folder, caplog):
-        with caplog.at_level("INFO"):
-            run_train("--output_dir", "run", "--n_epochs", 9, "--patience", 2, "--lr", 1e-9)
-        assert "2 validations without a better hits@1: stopping" in caplog.text
-        assert len(metrics_of("run")) == 3
-        run_train(base="--resume run --device cpu")
-        assert len(metrics_of("run")) == 3
-
-    def test_the_best_checkpoint_is_the_best_by_the_metric_chosen(self, folder, monkeypatch):
-        compute, n_validations = train.tree_losses, 0
-
-        def tree_losses(model, batch):  # the second validation comes out as the best
-            nonlocal n_validations
-            n_validations += not model.training  # one batch each
-            token_losses, *others = compute(model, batch)
-            return token_losses * (1 if model.training or n_validations == 2 else 3), *others
-
-        monkeypatch.setattr(train, "tree_losses", tree_losses)
-        run_train("--output_dir", "run", "--n_epochs", 4, "--best_metric", "perplexity", "--n_saved", 9)
-        assert same_weights("run", checkpoint_folder(Path("run"), 6))
-        assert not same_weights("run", checkpoint_folder(Path("run"), 12))
 
 
 def kill_and_resume(folder: Path, n_kills: int, n_epochs: int, seed: int) -> None:

@@ -5,15 +5,15 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, make_dialogs
+from conftest import ROOT, make_dialogs, needs
 
 import tables
 from errors import UserError
 from formats import find_source, load_for_evaluation
 from utils import get_dataset
 
-datasets = pytest.importorskip("datasets")
-pq = pytest.importorskip("pyarrow.parquet")
+datasets = needs("datasets")
+pq = needs("pyarrow.parquet")
 
 TRAIN, VALID = make_dialogs(5), make_dialogs(2)
 

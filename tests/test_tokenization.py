@@ -5,7 +5,7 @@ import pickle
 import random
 
 import pytest
-from conftest import DEVELOPMENT_DATA, TEXTS
+from conftest import DEVELOPMENT_DATA, TEXTS, needs
 
 import tokenization
 from errors import UserError
@@ -50,7 +50,7 @@ TRICKY = [
 
 def load_reference(family: str, folder, monkeypatch):
     """The tokenizer of pytorch-transformers 1.2.0, GPT's with spaCy and ftfy."""
-    reference = pytest.importorskip("pytorch_transformers")
+    reference = needs("pytorch_transformers")
     if family == "gpt2":
         return reference.GPT2Tokenizer.from_pretrained(str(folder))
     from spacy.lang.en import English

@@ -16,6 +16,7 @@ import train
 from bench.reference import load_reference_model
 from model import load_model
 from tokenization import load_tokenizer, train_vocabulary
+from validations import best_of
 
 FAST = ["--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--lr", "1e-3", "--device", "cpu"]
 
@@ -75,11 +76,14 @@ def test_a_run_learns_and_leaves_a_usable_folder(tmp_path, scratch_model, datase
     scalars = ("loss", "lm_loss", "mc_loss", "grad_norm", "examples/s")
     assert all(steps[f"training/{name}"] == list(range(1, 13)) for name in scalars)
     assert steps["training/lr/group_0"] == list(range(1, 13))
-    assert steps["validation/hits_1"] == steps["validation/perplexity"] == [0, 3, 6, 9, 12]
+    assert steps["validation/perplexity"] == [0, 3, 6, 9, 12]
+    assert steps["validation/hits_1"] == [3, 6, 9, 12]  # before the first update the ranking head is as it was drawn
+    assert metrics[0]["hits@1"] is None and "the ranking head is untrained" in result.stderr
     texts = [value.tensor.string_val[0].decode() for tag, _, value in values if tag.startswith("validation/dialog_0")]
     assert len(texts) == 5 and all(part in texts[0] for part in ("**gold:**", "**chosen of 4:**", "**generated:**"))
     assert list(tmp_path.glob("dataset_cache.bin.*"))
-    assert f"{max(metrics[1:], key=lambda entry: entry['hits@1'])['hits@1']:.3f}" in (run / "README.md").read_text()
+    best = best_of(metrics[1:], "hits@1")
+    assert f"| **{best['updates']}** | {best['epoch']} | {best['hits@1']:.3f} |" in (run / "README.md").read_text()
     for folder in (run, run / "checkpoints/update-00000012"):  # best and last
         weights = load_model(folder, load_tokenizer(folder)).transformer.tokens_embed.weight
         torch.testing.assert_close(load_reference_model(folder).get_input_embeddings().weight, weights)
@@ -89,7 +93,6 @@ def test_a_run_learns_and_leaves_a_usable_folder(tmp_path, scratch_model, datase
     result = run_script("train.py", *again, "--max_updates", 1, "--eval_before_start", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     first, last = metrics_of(tmp_path / "second")
-    best = max(metrics[1:], key=lambda entry: entry["hits@1"])
     assert first["perplexity"] == pytest.approx(best["perplexity"], rel=1e-5)
     assert last["updates"] == 1
 
@@ -223,3 +226,19 @@ def test_help_answers_before_the_slow_imports(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and "--num_candidates" in result.stdout
+
+
+@pytest.mark.parametrize("options", [["--mc_coef", 0], ["--num_candidates", 1]])
+def test_a_ranking_head_that_no_update_trains_is_never_measured(tmp_path, scratch_model, dataset_file, options):
+    arguments = ["--from_scratch", "--model", scratch_model, "--dataset_path", dataset_file, *FAST, *options]
+    result = run_script("train.py", *arguments, "--n_epochs", 2, "--output_dir", "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "hits@1 -, the ranking head is not trained: perplexity decides which checkpoint" in result.stderr
+    assert [entry["hits@1"] for entry in metrics_of(tmp_path / "run")] == [None, None]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["ranking_is_trained"] is False
+    assert config["max_history"] == 2
+    measured = run_script("convai_evaluation.py", "--model_checkpoint", "run", "--dataset_path", dataset_file,
+                          "--eval_type", "hits@1", cwd=tmp_path)  # fmt: skip
+    assert measured.returncode == 2
+    assert "ranking head has never been trained" in measured.stderr
