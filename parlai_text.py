@@ -91,7 +91,7 @@ def _numbered_messages(lines: Sequence[Line], path: Path, losses: _Losses) -> It
         yield _Message(n_line, starts_dialog, said, alternatives(reply), alternatives(offered))
 
 
-def _named_messages(lines: Sequence[Line], path: Path, losses: _Losses) -> Iterator[_Message]:
+def _named_messages(lines: Sequence[Line], path: Path | str, losses: _Losses) -> Iterator[_Message]:
     starts_dialog = True
     for n_line, line in lines:
         fields = _fields_of(line, f"{path}, line {n_line}", losses)
@@ -189,22 +189,36 @@ def _part_persona(text: str) -> tuple[str, list[str], int]:
 def persona_sentences(lines: Sequence[str], where: str) -> list[str]:
     """Return the sentences of one persona, each on a line: as they are, or behind ParlAI's `your persona:`.
 
-    In ParlAI's lines the partner's persona and the turns of the dialog are left out. UserError for a second persona.
+    In ParlAI's lines, numbered or of named fields, the partner's persona and the turns of the dialog are left out.
+    UserError for a second persona.
     """
-    parts = [(number, text) for number, text in map(_part_number, lines)]
-    if not any(_PERSONA_LINE.fullmatch(text) for _, text in parts):
+    is_named = any(map(_NAMED_LINE.match, lines[:1]))
+    parts = list(map(_part_number, _numbered_again(lines, where) if is_named else lines))
+    if not is_named and not any(_PERSONA_LINE.fullmatch(text) for _, text in parts):
         return list(lines)
     sentences: list[str] = []
     previous = 0
-    for n_line, (number, text) in enumerate(parts, start=1):
+    for number, text in parts:
         said, own, _ = _part_persona(text)
         if own and sentences and number is not None and number <= previous:
-            raise UserError(f"{where}: line {n_line} starts another dialog; a persona file holds one persona.")
+            raise UserError(f"{where}: with {own[0]!r} another dialog starts; a persona file holds one persona.")
         sentences += own
         if number is None and "\t" not in said and said:
             sentences.append(said)
         previous = number or previous
     return sentences
+
+
+def _numbered_again(lines: Sequence[str], where: str) -> list[str]:
+    """Return what the texts of lines of named fields hold as lines with numbers, 1 where a dialog starts."""
+    numbered, n_before = [], 0
+    named = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+    for message in _named_messages(named, where, _Losses()):
+        n_before = 0 if message.starts_dialog else n_before
+        texts = message.text.split("\n")
+        numbered += [f"{number} {text}" for number, text in enumerate(texts, start=n_before + 1)]
+        n_before += len(texts)
+    return numbered
 
 
 def _part_number(line: str) -> tuple[int | None, str]:

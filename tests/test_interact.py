@@ -308,6 +308,10 @@ def test_personality_from_sentences_and_from_a_file(chat, tmp_path):
         ("persona.txt", "1 your persona: i ski .\n2 Your persona: i swim .\n3 partner's persona: i cook .\n"),
         ("persona.txt", "your persona: i ski .\r\n\r\nyour persona: i swim .\r\n"),
         ("persona.txt", "\ufeff1 your persona: i ski .\n2 your persona: i swim .\n3 hello\thi\n4 so\n1 hi\tho\n"),
+        (
+            "persona.txt",
+            "text:your persona: i ski .\\nyour persona: i swim .\\nhi\tlabels:ho\ntext:so\tepisode_done:True\n",
+        ),
         ("persona", "\ufeffi ski .\ni swim .\n"),
     ],
 )
@@ -334,7 +338,13 @@ def test_every_form_of_a_persona_file(chat, tmp_path, monkeypatch, name, content
         ("a.json", '{"personality": null}', "--personality holds no sentence"),
         ("a.json", '{"personality": "i ski ."}', "a.json holds a string; a persona in JSON"),
         ("a.txt", "1 partner's persona: i cook .", "--personality holds no sentence"),
-        ("a.txt", "1 your persona: a\n2 q\tr\n1 your persona: b\n", "a.txt: line 3 starts another dialog"),
+        ("a.txt", "text:hi\tlabels:ho", "--personality holds no sentence"),
+        (
+            "a.txt",
+            "1 your persona: a\n2 q\tr\n1 your persona: b\n",
+            "a.txt: with 'b' another dialog starts",
+        ),
+        ("a.txt", "text:your persona: a\tepisode_done:True\ntext:your persona: b", "with 'b' another dialog starts"),
     ],
 )
 def test_files_that_hold_no_persona_are_refused_in_one_line(chat, tmp_path, name, content, message):
