@@ -17,7 +17,8 @@ WORKDIR /workspace
 USER convai
 
 ARG PRETRAINED=1
-COPY --chown=convai errors.py download.py archives.py pretrained.py ./
+COPY --chown=convai convai/__init__.py convai/errors.py convai/
+COPY --chown=convai convai/io/ convai/io/
 COPY --chown=convai scripts/download_released_model.py scripts/
 RUN if [ "$PRETRAINED" != 0 ]; then python3 scripts/download_released_model.py models; fi
 

@@ -8,8 +8,8 @@ Without --dataset_path it needs ParlAI, from requirements-parlai.txt or a clone 
 ../convai_evaluation.py ...`), and hands options that it does not know, such as -t TASK, to it.
 """
 
-from errors import NoFigure, UserError, report_user_errors
-from options import evaluation_options
+from convai.errors import NoFigure, UserError, report_user_errors
+from convai.options import evaluation_options
 
 if __name__ == "__main__":
     evaluation_options()  # answers --help and mistyped options before the slow imports below
@@ -25,8 +25,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from agent import Context, DialogAgent
-from convai_metrics import (
+from convai.data.formats import Dialog
+from convai.data.parlai_text import take_persona
+from convai.data.same_reply import without_twins
+from convai.dialog.agent import Context, DialogAgent
+from convai.dialog.decoding import DecodingSettings
+from convai.evaluation.metrics import (
     OFFICIAL_N_ENTRIES,
     WordPerplexity,
     best_first,
@@ -35,10 +39,10 @@ from convai_metrics import (
     perplexity,
     perplexity_summands,
 )
-from decoding import DecodingSettings
-from evaluation_report import FIGURES, Result, check_output, print_final_line, print_table, run, write_json
-from formats import Dialog
-from options import (
+from convai.evaluation.own_evaluation import OwnEvaluation
+from convai.evaluation.report import FIGURES, Result, check_output, print_final_line, print_table, run, write_json
+from convai.io.pretrained import locate_finetuned
+from convai.options import (
     EVAL_TYPES,
     add_decoding_options,
     add_device_option,
@@ -47,10 +51,6 @@ from options import (
     chosen_seed,
     precision_of,
 )
-from own_evaluation import OwnEvaluation
-from parlai_text import take_persona
-from pretrained import locate_finetuned
-from same_reply import without_twins
 
 logger = logging.getLogger("convai_evaluation")
 

@@ -17,15 +17,15 @@ from argparse import Namespace
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from errors import UserError, report_user_errors
-from example_world import example_dataset
-from lost_text import LostText
-from options import chat_parser, chosen_seed, precision_of
-from parlai_text import persona_sentences
-from persona_file import read_persona
-from pretrained import locate_finetuned, read_text
-from terminal import Terminal, plain_line, settled
-from tokenization import join_punctuation
+from convai.data.example_world import example_dataset
+from convai.data.lost_text import LostText
+from convai.data.parlai_text import persona_sentences
+from convai.data.persona_file import read_persona
+from convai.dialog.terminal import Terminal, plain_line, settled
+from convai.errors import UserError, report_user_errors
+from convai.io.pretrained import locate_finetuned, read_text
+from convai.model.tokenization import join_punctuation
+from convai.options import chat_parser, chosen_seed, precision_of
 
 COMMANDS = {
     "help": ("", "list the commands"),
@@ -91,8 +91,8 @@ def given_persona(args: Namespace) -> list[str] | None:
 def load_agent(args: Namespace, folder: Path):
     """Return the dialog agent of a checkpoint folder, set up as the options say."""
     # These imports take seconds, so they come after all that can be refused without them.
-    from agent import DialogAgent
-    from decoding import DecodingSettings
+    from convai.dialog.agent import DialogAgent
+    from convai.dialog.decoding import DecodingSettings
 
     try:
         settings = DecodingSettings(**{field.name: getattr(args, field.name) for field in fields(DecodingSettings)})

@@ -7,12 +7,12 @@ python train.py --from_scratch --model models/tiny --dataset_path example
 import argparse
 from pathlib import Path
 
-from errors import UserError, report_user_errors
-from formats import find_source
-from options import new_model_parser
-from pretrained import locate_checkpoint
-from run_folder import what_would_be_lost, write_json
-from tokenization import load_tokenizer, train_vocabulary
+from convai.data.formats import find_source
+from convai.errors import UserError, report_user_errors
+from convai.io.pretrained import locate_checkpoint
+from convai.model.tokenization import load_tokenizer, train_vocabulary
+from convai.options import new_model_parser
+from convai.training.run_folder import what_would_be_lost, write_json
 
 
 @report_user_errors

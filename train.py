@@ -10,8 +10,8 @@ A run folder holds the best checkpoint (`--model_checkpoint RUN` uses it), the l
 arguments.json, metrics.jsonl with every validation, and TensorBoard's event files.
 """
 
-from errors import UserError, report_user_errors
-from options import training_parser
+from convai.errors import UserError, report_user_errors
+from convai.options import training_parser
 
 if __name__ == "__main__":
     training_parser().parse_args()  # answers --help and mistyped options before the slow imports below
@@ -33,21 +33,23 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-import resume
-from checkpoint import Checkpoints, TrainingParts, create_run_folder
-from distributed import from_first_rank, is_first_rank, process_group, sum_over_ranks
-from interruption import Interruption
-from model import DoubleHeadsModel, load_model
-from model_config import ModelConfig
-from monitoring import attach_progress, attach_tensorboard, set_up_logging
-from precision import Precision
-from pretrained import locate_checkpoint
-from run_control import RunControl
-from run_folder import check_is_free
-from store import DialogSplit
-from tokenization import DialogTokenizer, load_tokenizer
-from updates import TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
-from utils import TreeBatch, collate_trees, get_dataset, longest_persona
+from convai.data.batches import TreeBatch, collate_trees
+from convai.data.inputs import InputBuilder, longest_persona
+from convai.data.store import DialogSplit
+from convai.io.pretrained import locate_checkpoint
+from convai.model.config import ModelConfig
+from convai.model.double_heads import DoubleHeadsModel, load_model
+from convai.model.tokenization import DialogTokenizer, load_tokenizer
+from convai.training import resume
+from convai.training.checkpoint import Checkpoints, TrainingParts, create_run_folder
+from convai.training.distributed import from_first_rank, is_first_rank, process_group, sum_over_ranks
+from convai.training.interruption import Interruption
+from convai.training.monitoring import attach_progress, attach_tensorboard, set_up_logging
+from convai.training.precision import Precision
+from convai.training.run_control import RunControl
+from convai.training.run_folder import check_is_free
+from convai.training.updates import TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
+from utils import get_dataset
 
 logger = logging.getLogger("train")
 
@@ -141,8 +143,8 @@ def prepare_loaders(
     """Return the loaders of training (an Update a step) and validation (a TreeBatch a step, every candidate)."""
     for name, split in splits.items():
         logger.info("%s: %d dialogs, %d examples", name, split.n_dialogs, len(split))
-    make_dataset = partial(TreeDataset, tokenizer=tokenizer, max_history=args.max_history,
-                           max_positions=config.n_positions, history_start=config.history_start)  # fmt: skip
+    inputs = InputBuilder(tokenizer, config.n_positions, config.history_start)
+    make_dataset = partial(TreeDataset, inputs=inputs, max_history=args.max_history)
     train = make_dataset(splits["train"], num_candidates=args.num_candidates, n_rotations=args.personality_permutations)
     valid = make_dataset(splits["valid"])
     # On a CPU preparing an update takes a thousandth of its time; a GPU should not have to wait for it.

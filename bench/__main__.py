@@ -13,8 +13,8 @@ import json
 import logging
 import sys
 
-from errors import report_user_errors
-from options import OneLineParser, add_device_option, non_negative_int, positive_int
+from convai.errors import report_user_errors
+from convai.options import OneLineParser, add_device_option, non_negative_int, positive_int
 
 MODULE_OF = {"train": "training", "hits": "scoring", "ppl": "scoring", "reply": "replies", "f1": "replies",
              "data": "data", "cost": "cost"}  # fmt: skip

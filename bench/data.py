@@ -16,10 +16,11 @@ from bench.enlarge import PERSONACHAT_DIALOGS, enlarged
 from bench.measure import MEGABYTE, anonymous_memory, compare, peak_memory, reset_peak_memory
 from bench.scoring import summary
 from bench.setting import MAX_HISTORY, Disagreement, Setting
-from formats import Dialog, find_source
-from store import build_arrays, read_store
-from tokenization import load_tokenizer
-from updates import TreeDataset
+from convai.data.formats import Dialog, find_source
+from convai.data.inputs import InputBuilder
+from convai.data.store import build_arrays, read_store
+from convai.model.tokenization import load_tokenizer
+from convai.training.updates import TreeDataset
 from utils import get_dataset
 
 N_REOPENINGS = 5
@@ -113,7 +114,7 @@ def reading_facts(tokenizer_folder: Path, file: Path, prefix: str, seed: int) ->
     before, start = anonymous_memory(), time.perf_counter()
     splits = get_dataset(tokenizer, str(file), prefix)
     seconds = time.perf_counter() - start
-    dataset = TreeDataset(splits["train"], tokenizer, max_history=MAX_HISTORY, max_positions=512, num_candidates=4)
+    dataset = TreeDataset(splits["train"], InputBuilder(tokenizer, 512), max_history=MAX_HISTORY, num_candidates=4)
     for index in random.Random(seed).choices(range(len(dataset)), k=N_LOADED):
         dataset[index]
     added = (anonymous_memory() - before) / MEGABYTE if before is not None else None

@@ -17,8 +17,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from errors import UserError, report_user_errors
-from options import OneLineParser, path
+from convai.errors import UserError, report_user_errors
+from convai.options import OneLineParser, path
 
 LABELS = {
     "train": "training, 4 candidates",

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from store import Example
-from tokenization import DialogTokenizer, GptTokenizer, standardize_text
+from convai.data.store import Example
+from convai.model.tokenization import DialogTokenizer, GptTokenizer, standardize_text
 from utils import IGNORED_LABEL, build_input_from_segments
 
 

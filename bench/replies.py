@@ -10,11 +10,11 @@ from bench import reference
 from bench.measure import compare
 from bench.scoring import summary
 from bench.setting import Disagreement, Setting
-from decoding import DecodingSettings, generate_replies
-from model import DoubleHeadsModel
-from store import Example
-from tokenization import UNKNOWN_TOKEN
-from utils import build_prompt
+from convai.data.inputs import Prompt
+from convai.data.store import Example
+from convai.dialog.decoding import DecodingSettings, generate_replies
+from convai.model.double_heads import DoubleHeadsModel
+from convai.model.tokenization import UNKNOWN_TOKEN
 
 N_TOKENS = 20
 N_CONTEXT = 100  # tokens; about what a dialog of five turns takes
@@ -101,9 +101,8 @@ def check_replies(setting: Setting, plain: PlainReplies, examples: list[Example]
     return sum(map(len, said))
 
 
-def prompt(setting: Setting, example: Example) -> dict:
-    limit = setting.dataset("valid").max_positions
-    return build_prompt(example.persona, example.history, setting.tokenizer, limit, n_reserved=N_TOKENS)
+def prompt(setting: Setting, example: Example) -> Prompt:
+    return setting.dataset("valid").inputs.prompt(example.persona, example.history, N_TOKENS)
 
 
 def by_distance_from(setting: Setting, n_tokens: int) -> list[Example]:

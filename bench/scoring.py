@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
-from agent import TREES_ON_CPU, Context, DialogAgent
 from bench import reference
 from bench.measure import Measurement, compare, ratio
 from bench.setting import MAX_HISTORY, Setting, longest_sequence
-from convai_metrics import SMOOTHING, WordPerplexity, count_words, dictionary_texts, split_words
-from utils import collate_trees
+from convai.data.batches import collate_trees
+from convai.dialog.agent import TREES_ON_CPU, Context, DialogAgent
+from convai.evaluation.metrics import SMOOTHING, WordPerplexity, count_words, dictionary_texts, split_words
 
 EVALUATION_BATCH = 16
 

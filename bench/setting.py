@@ -20,15 +20,16 @@ from typing import Any
 import torch
 
 from bench import reference
-from device import choose_device
-from errors import UserError
-from formats import Dialog, find_source
-from model import DoubleHeadsModel, load_model, save_model
-from pretrained import locate_checkpoint, read_config
-from quantization import lower_precision
-from store import DialogSplit, Example, build_arrays
-from tokenization import DialogTokenizer, load_tokenizer, train_vocabulary
-from updates import TreeDataset
+from convai.data.formats import Dialog, find_source
+from convai.data.inputs import InputBuilder
+from convai.data.store import DialogSplit, Example, build_arrays
+from convai.device import choose_device
+from convai.errors import UserError
+from convai.io.pretrained import locate_checkpoint, read_config
+from convai.model.double_heads import DoubleHeadsModel, load_model, save_model
+from convai.model.quantization import lower_precision
+from convai.model.tokenization import DialogTokenizer, load_tokenizer, train_vocabulary
+from convai.training.updates import TreeDataset
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 N_DIALOGS = {"train": 400, "valid": 100}  # taken of larger data: enough to draw examples from
@@ -98,8 +99,8 @@ class Setting:
 
     def dataset(self, split: str, num_candidates: int | None = None, max_history: int = MAX_HISTORY) -> TreeDataset:
         n_positions = read_config(self.folder)["n_positions"]
-        return TreeDataset(self.splits[split], self.tokenizer, max_history=max_history, max_positions=n_positions,
-                           num_candidates=num_candidates)  # fmt: skip
+        inputs = InputBuilder(self.tokenizer, n_positions)
+        return TreeDataset(self.splits[split], inputs, max_history=max_history, num_candidates=num_candidates)
 
     def require_training_precision(self) -> None:
         if self.options.dtype == "int8":

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from bench import reference
 from bench.measure import compare, large_product, ratio
 from bench.setting import DTYPES, Setting, longest_sequence
-from interruption import Interruption
-from model import DoubleHeadsModel
-from options import training_parser
-from store import Example
+from convai.data.inputs import CandidateTree
+from convai.data.store import Example
+from convai.model.double_heads import DoubleHeadsModel
+from convai.options import training_parser
+from convai.training.interruption import Interruption
+from convai.training.updates import TreeDataset, UpdateSampler, collate_update
 from train import create_trainer, prepare_parts, tree_losses
-from updates import TreeDataset, UpdateSampler, collate_update
-from utils import CandidateTree
 
 N_CANDIDATES = 4
 
@@ -66,7 +66,7 @@ def our_updates(setting: Setting, model: DoubleHeadsModel, dataset: TreeDataset,
     n = len(indices)
     args = training_parser().parse_args([])
     args.train_batch_size, args.bf16 = setting.options.batch_size, setting.options.dtype == "bf16"
-    parts = prepare_parts(args, model, dataset.tokenizer, 1000, setting.device)
+    parts = prepare_parts(args, model, dataset.inputs.tokenizer, 1000, setting.device)
     trainer = create_trainer(args, parts, UpdateSampler(n, n, args.seed), setting.device, Interruption())
 
     def work() -> int:

@@ -9,9 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from download import fetch_archive  # noqa: E402
-from errors import report_user_errors  # noqa: E402
-from pretrained import RELEASED_MODEL_URL  # noqa: E402
+from convai.errors import report_user_errors  # noqa: E402
+from convai.io.download import fetch_archive  # noqa: E402
+from convai.io.pretrained import RELEASED_MODEL_URL  # noqa: E402
 
 
 @report_user_errors

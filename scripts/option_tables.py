@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from options import chat_parser, evaluation_parser, new_model_parser, training_parser  # noqa: E402
+from convai.options import chat_parser, evaluation_parser, new_model_parser, training_parser  # noqa: E402
 
 PARSERS = {
     "train.py": training_parser,

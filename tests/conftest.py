@@ -10,9 +10,9 @@ from typing import NoReturn
 import pytest
 import torch
 
-from model import DoubleHeadsModel, save_model
-from model_config import ModelConfig
-from tokenization import DialogTokenizer, train_vocabulary
+from convai.model.config import ModelConfig
+from convai.model.double_heads import DoubleHeadsModel, save_model
+from convai.model.tokenization import DialogTokenizer, train_vocabulary
 
 torch.set_num_threads(1)  # on models this tiny, threads only wait for each other
 

@@ -7,13 +7,13 @@ import sys
 import pytest
 from conftest import ROOT, TEXTS, tiny_model
 
-import agent as agent_module
-from agent import Context, DialogAgent
 from bench import reference
-from decoding import DecodingSettings
-from device import choose_device
-from errors import UserError
-from store import Example
+from convai.data.store import Example
+from convai.device import choose_device
+from convai.dialog import agent as agent_module
+from convai.dialog.agent import Context, DialogAgent
+from convai.dialog.decoding import DecodingSettings
+from convai.errors import UserError
 from utils import build_input_from_segments
 
 PERSONA = [TEXTS[5], TEXTS[7]]
@@ -43,7 +43,7 @@ def speakers(prompt: dict, tokenizer) -> list[int]:
     """The speaker tokens of a prompt, in order; each must be of the token type that it announces."""
     named = [
         (token, kind)
-        for token, kind in zip(prompt["input_ids"], prompt["token_type_ids"], strict=True)
+        for token, kind in zip(prompt.input_ids, prompt.token_type_ids, strict=True)
         if token in (tokenizer.speaker1_id, tokenizer.speaker2_id)
     ]
     assert all(token == kind for token, kind in named)
@@ -70,7 +70,8 @@ def test_the_prompt_is_the_input_of_training(agent, tokenizer, prompts):
     agent.reply(TEXTS[2])
     encoded = [tokenizer.encode(text) for text in (*PERSONA, "hello !", "hi .", TEXTS[2])]
     expected = build_input_from_segments(encoded[:2], encoded[2:], [], tokenizer, with_eos=False)
-    assert prompts == [expected]
+    assert [prompt.input_ids for prompt in prompts] == [expected["input_ids"]]
+    assert [prompt.token_type_ids for prompt in prompts] == [expected["token_type_ids"]]
 
 
 def test_own_replies_are_read_as_they_were_made(agent, tokenizer, prompts, monkeypatch):
@@ -81,13 +82,13 @@ def test_own_replies_are_read_as_they_were_made(agent, tokenizer, prompts, monke
     agent.reply("why ?")
     why = tokenizer.encode("why ?")
     tail = [tokenizer.speaker1_id, *said, tokenizer.speaker2_id, *why, tokenizer.speaker1_id]
-    assert prompts[0]["input_ids"][-len(tail) :] == tail
+    assert prompts[0].input_ids[-len(tail) :] == tail
 
 
 def test_a_long_turn_loses_its_beginning_and_leaves_room_for_the_reply(tokenizer, prompts):
     agent = DialogAgent(tiny_model(tokenizer), tokenizer, PERSONA, settings=GREEDY)  # 128 positions
     reply = agent.reply("market " * 1400 + "do you have any pets ?")
-    ids = prompts[0]["input_ids"]
+    ids = prompts[0].input_ids
     assert len(ids) == 128 - 8 - 1
     tail = [*tokenizer.encode("do you have any pets ?"), tokenizer.speaker1_id]
     assert ids[-len(tail) :] == tail
@@ -101,7 +102,7 @@ def test_max_length_beyond_half_the_positions_is_cut_to_that(agent, prompts, max
     seen = []
     agent.reply(TEXTS[0] * 20, lambda text: seen.append(text))
     assert len(seen) == 64
-    assert len(prompts[0]["input_ids"]) == 128 - 64 - 1
+    assert len(prompts[0].input_ids) == 128 - 64 - 1
 
 
 def test_reset_forgets_the_dialog_and_keeps_the_persona(agent, prompts):
@@ -119,7 +120,9 @@ def test_suggest_speaks_from_the_users_place(agent, tokenizer, prompts):
     encoded = [tokenizer.encode(text) for text in agent.history]
     persona = [tokenizer.encode(TEXTS[6])]
     # What the agent said last is the turn to answer; the user's own turns are "own" there.
-    assert prompts == [build_input_from_segments(persona, encoded, [], tokenizer, with_eos=False)]
+    expected = build_input_from_segments(persona, encoded, [], tokenizer, with_eos=False)
+    assert [prompts[0].input_ids, prompts[0].token_type_ids] == [expected["input_ids"], expected["token_type_ids"]]
+    assert len(prompts) == 1
     assert speakers(prompts[0], tokenizer)[-2:] == [tokenizer.speaker2_id, tokenizer.speaker1_id]
     assert suggestion and len(agent.history) == 4
     agent.reset()
@@ -261,5 +264,7 @@ def test_settings_change_by_name(agent):
 
 
 def test_the_agent_needs_neither_ignite_nor_parlai():
-    code = "import sys, agent; sys.exit(any(m.split('.')[0] in ('ignite', 'parlai') for m in sys.modules))"
+    code = (
+        "import sys, convai.dialog.agent; sys.exit(any(m.split('.')[0] in ('ignite', 'parlai') for m in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -8,14 +8,15 @@ from conftest import TEXTS, tiny_config, tiny_model
 from test_inputs import TOKENIZER
 from test_train import FAST, run_script
 
-from agent import Context, DialogAgent
 from bench.reference import load_reference_model
-from decoding import DecodingSettings
-from errors import UserError
-from model import load_model, save_model
-from model_config import ModelConfig
-from tokenization import load_tokenizer
-from utils import build_candidate_tree, build_input_from_segments, build_prompt, fit_segments
+from convai.data.inputs import InputBuilder, fit_segments
+from convai.dialog.agent import Context, DialogAgent
+from convai.dialog.decoding import DecodingSettings
+from convai.errors import UserError
+from convai.model.config import ModelConfig
+from convai.model.double_heads import load_model, save_model
+from convai.model.tokenization import load_tokenizer
+from utils import build_input_from_segments
 
 
 def test_positions_by_hand():
@@ -26,7 +27,7 @@ def test_positions_by_hand():
 
 
 def test_tree_by_hand():
-    tree = build_candidate_tree([[10]], [[20]], [[30, 31], [32]], TOKENIZER, 64, history_start=4)
+    tree = InputBuilder(TOKENIZER, 64, 4).tree([[10]], [[20]], [[30, 31], [32]])
     assert tree.input_ids == [0, 10, 3, 20, 2, 30, 31, 1, 32, 1]
     assert tree.position_ids == [0, 1, 4, 5, 6, 7, 8, 9, 7, 8]
 
@@ -41,12 +42,12 @@ def test_a_longer_persona_loses_its_end():
 @pytest.mark.parametrize("max_positions", range(10, 20))
 def test_the_limit_counts_positions_not_tokens(max_positions):
     # Positions: persona 7, turns 1 + 2 and 1 + 1, the reply 1 + 2 with <eos>; 15 in all for 11 tokens.
-    tree = build_candidate_tree([[10, 11]], [[20, 21], [22]], [[30]], TOKENIZER, max_positions, history_start=7)
+    tree = InputBuilder(TOKENIZER, max_positions, 7).tree([[10, 11]], [[20, 21], [22]], [[30]])
     assert max(tree.position_ids) < max_positions
     assert tree.was_cut == (max_positions < 15)
     assert tree.input_ids[:3] == [0, 10, 11]  # the persona's positions are its own: cutting it would free none
-    prompt = build_prompt([[10, 11]], [[20, 21], [22]], TOKENIZER, max_positions, 7, n_reserved=1)
-    assert prompt["position_ids"][-1] + 1 < max_positions
+    prompt = InputBuilder(TOKENIZER, max_positions, 7).prompt([[10, 11]], [[20, 21], [22]], 1)
+    assert prompt.position_ids[-1] + 1 < max_positions
 
 
 @pytest.fixture

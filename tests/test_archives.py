@@ -10,8 +10,8 @@ import zipfile
 
 import pytest
 
-from archives import BadArchive, unpack_archive
-from errors import UserError
+from convai.errors import UserError
+from convai.io.archives import BadArchive, unpack_archive
 
 CONTENT = random.Random(0).randbytes(300_000)
 

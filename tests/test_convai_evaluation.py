@@ -16,18 +16,27 @@ import torch
 from conftest import DEVELOPMENT_DATA, ROOT, TEXTS, needs, tiny_model
 
 import convai_evaluation
-from agent import Context, DialogAgent
+from convai.data.batches import collate_trees
+from convai.data.formats import read_splits
+from convai.data.inputs import InputBuilder
+from convai.data.store import Example
+from convai.dialog.agent import Context, DialogAgent
+from convai.dialog.decoding import DecodingSettings
+from convai.errors import UserError
+from convai.evaluation.metrics import (
+    best_first,
+    count_words,
+    dictionary_texts,
+    f1_score,
+    gold_rank,
+    hit_summands,
+    split_words,
+)
+from convai.evaluation.own_evaluation import OwnEvaluation
+from convai.model.double_heads import save_model
+from convai.model.tokenization import train_vocabulary
+from convai.options import evaluation_parser
 from convai_evaluation import ParlaiEvaluation, agent_class, evaluate, import_parlai, parlai_options
-from convai_metrics import best_first, count_words, dictionary_texts, f1_score, gold_rank, hit_summands, split_words
-from decoding import DecodingSettings
-from errors import UserError
-from formats import read_splits
-from model import save_model
-from options import evaluation_parser
-from own_evaluation import OwnEvaluation
-from store import Example
-from tokenization import train_vocabulary
-from utils import build_candidate_tree, collate_trees
 
 parlai = needs("parlai")
 import_parlai()
@@ -95,7 +104,7 @@ def train_briefly(model, tokenizer, path) -> None:
         for d in dialogs
         for u in d["utterances"]
     ]
-    batch = collate_trees([build_candidate_tree(*e, tokenizer, 128) for e in examples])
+    batch = collate_trees([InputBuilder(tokenizer, 128).tree(*e) for e in examples])
     torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(model.parameters()) / 3, model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
     gold = torch.full((len(examples),), batch.mc_rows.shape[1] - 1)
@@ -348,7 +357,7 @@ class TestRefusals:
         results = evaluate(by_parlai(write_dialogs(tmp_path / "plain.txt", 2, 0)), agent, ["hits@1", "f1"])
         wanted = r"offers no candidate replies, so there is no hits@1.*--dataset_path FILE"
         assert re.search(wanted, results["hits@1"].refusal)
-        assert results["f1"].n_done == 4
+        assert results["f1"].n_done == results["f1"].n_total > 0
 
     def test_gold_missing_from_its_candidates(self, agent, tmp_path):
         path = tmp_path / "nogold.txt"

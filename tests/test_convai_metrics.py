@@ -19,10 +19,15 @@ from conftest import DEVELOPMENT_DATA, ROOT, TEXTS, make_dialogs, tiny_model
 from safetensors.torch import load_file, save_file
 
 import convai_evaluation
-from agent import Context, DialogAgent
 from bench import reference
-from convai_evaluation import evaluate
-from convai_metrics import (
+from convai.data.batches import collate_trees
+from convai.data.formats import load_for_evaluation, read_splits
+from convai.data.inputs import InputBuilder
+from convai.data.store import DialogSplit, build_arrays
+from convai.dialog.agent import Context, DialogAgent
+from convai.dialog.decoding import DecodingSettings
+from convai.errors import UserError
+from convai.evaluation.metrics import (
     SPECIAL_ENTRIES,
     WordPerplexity,
     best_first,
@@ -38,18 +43,14 @@ from convai_metrics import (
     perplexity_summands,
     split_words,
 )
-from decoding import DecodingSettings
-from errors import UserError
-from evaluation_report import print_final_line, print_table, run
-from formats import load_for_evaluation, read_splits
-from model import save_model
-from options import training_parser
-from own_evaluation import OwnEvaluation
-from store import DialogSplit, build_arrays
-from tokenization import load_tokenizer, train_vocabulary
+from convai.evaluation.own_evaluation import OwnEvaluation
+from convai.evaluation.report import print_final_line, print_table, run
+from convai.model.double_heads import save_model
+from convai.model.tokenization import load_tokenizer, train_vocabulary
+from convai.options import training_parser
+from convai.training.updates import TreeDataset, length_sorted_batches
+from convai_evaluation import evaluate
 from train import create_evaluator, prepare_parts
-from updates import TreeDataset, length_sorted_batches
-from utils import collate_trees
 
 PERSONA = [TEXTS[7], TEXTS[6]]
 QUESTIONS = [
@@ -343,7 +344,7 @@ def test_batch_size_does_not_change_results(tokenizer, dataset_file, no_sample):
 def validation_metrics(agent, path) -> dict[str, float]:
     """What training's validation finds on the dialogs of a file, all of them."""
     split = DialogSplit(build_arrays({"valid": read_splits(path)[""]}, agent.tokenizer), "valid")
-    dataset = TreeDataset(split, agent.tokenizer, max_history=2, max_positions=128)
+    dataset = TreeDataset(split, InputBuilder(agent.tokenizer, 128), max_history=2)
     loader = [collate_trees([dataset[i] for i in batch]) for batch in length_sorted_batches(dataset, 4)]
     parts = prepare_parts(training_parser().parse_args([]), agent.model, agent.tokenizer, 1, "cpu")
     return create_evaluator(parts, torch.device("cpu")).run(loader).metrics

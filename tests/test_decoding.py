@@ -10,17 +10,17 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from bench import reference
-from decoding import DecodingSettings, Generator, _DrawByPrompt, filter_logits, generate_replies
-from model import save_model
-from tokenization import UNKNOWN_TOKEN, train_vocabulary
-from utils import build_input_from_segments
+from convai.data.inputs import InputBuilder, Prompt
+from convai.dialog.decoding import DecodingSettings, Generator, _DrawByPrompt, filter_logits, generate_replies
+from convai.model.double_heads import save_model
+from convai.model.tokenization import UNKNOWN_TOKEN, train_vocabulary
 
 GREEDY = DecodingSettings(no_sample=True, max_length=12, min_length=0)
 
 
-def prompt_of(tokenizer, *turns: str, persona: str = TEXTS[5]) -> dict:
+def prompt_of(tokenizer, *turns: str, persona: str = TEXTS[5]) -> Prompt:
     history = [tokenizer.encode(turn) for turn in turns]
-    return build_input_from_segments([tokenizer.encode(persona)], history, [], tokenizer, with_eos=False)
+    return InputBuilder(tokenizer, 1000).prompt([tokenizer.encode(persona)], history)
 
 
 def talkative_model(tokenizer, **options):
@@ -47,7 +47,7 @@ def slow_model(tmp_path, model):
 
 
 @pytest.fixture
-def prompts(tokenizer) -> list[dict]:
+def prompts(tokenizer) -> list[Prompt]:
     """Four prompts of unlike length."""
     turns = [TEXTS[:1], TEXTS[:3], [TEXTS[4]], [""]]
     return [prompt_of(tokenizer, *some, persona=TEXTS[5 + i % 3]) for i, some in enumerate(turns)]
@@ -138,7 +138,7 @@ def chi_square(counts: Tensor, probabilities: Tensor) -> tuple[float, float]:
 )
 def test_replies_are_drawn_from_the_filtered_distribution(tokenizer, model, slow_model, settings):
     prompt = prompt_of(tokenizer, TEXTS[0])
-    logits = reference.next_token_logits(slow_model, prompt).detach()
+    logits = reference.next_token_logits(slow_model, prompt._asdict()).detach()
     logits[list(tokenizer.special_ids.values())] = -math.inf  # before min_length
     logits[tokenizer.vocab.get(UNKNOWN_TOKEN, tokenizer.eos_id)] = -math.inf
 
@@ -157,7 +157,7 @@ def test_replies_are_drawn_from_the_filtered_distribution(tokenizer, model, slow
 
 def test_draws_by_prompt_follow_the_distribution():
     probabilities = torch.tensor([0.0, 0.4, 0.25, 0.0, 0.2, 0.1, 0.05])
-    draw = _DrawByPrompt([{"input_ids": [i]} for i in range(4000)], seed=0)
+    draw = _DrawByPrompt([Prompt([i], [0], [0]) for i in range(4000)], seed=0)
     drawn = draw(torch.empty(4000, 0), probabilities.log().expand(4000, -1)).argmax(-1)
     counts = drawn.bincount(minlength=7).float()
     assert counts[probabilities == 0].sum() == 0
@@ -217,10 +217,10 @@ def test_cached_logits_equal_those_of_full_passes_over_several_turns(tokenizer, 
         start = seen.stop
 
 
-def allowed_logits(slow_model, tokenizer, prompt: dict, reply: list[int], settings: DecodingSettings) -> Tensor:
+def allowed_logits(slow_model, tokenizer, prompt: Prompt, reply: list[int], settings: DecodingSettings) -> Tensor:
     """The log-probabilities (V,) of what follows a reply so far, by a full pass; -inf for what may not follow."""
-    types = [*prompt["token_type_ids"], *[tokenizer.speaker1_id] * len(reply)]
-    built = {"input_ids": [*prompt["input_ids"], *reply], "token_type_ids": types}
+    types = [*prompt.token_type_ids, *[tokenizer.speaker1_id] * len(reply)]
+    built = {"input_ids": [*prompt.input_ids, *reply], "token_type_ids": types}
     logits = reference.next_token_logits(slow_model, built).detach().log_softmax(-1)
     if UNKNOWN_TOKEN in tokenizer.vocab:
         logits[tokenizer.vocab[UNKNOWN_TOKEN]] = -math.inf
@@ -233,7 +233,7 @@ def allowed_logits(slow_model, tokenizer, prompt: dict, reply: list[int], settin
     return logits
 
 
-def slow_greedy(slow_model, tokenizer, prompt: dict, settings: DecodingSettings) -> list[int]:
+def slow_greedy(slow_model, tokenizer, prompt: Prompt, settings: DecodingSettings) -> list[int]:
     reply: list[int] = []
     while len(reply) < settings.max_length:
         token = int(allowed_logits(slow_model, tokenizer, prompt, reply, settings).argmax())
@@ -257,7 +257,7 @@ def test_batched_replies_equal_single_ones(tokenizer, model, prompts, options):
     assert len(set(map(tuple, together))) == len(prompts)
 
 
-def model_that_ends(tokenizer, model, prompt: dict, special: int, at: int) -> list[int]:
+def model_that_ends(tokenizer, model, prompt: Prompt, special: int, at: int) -> list[int]:
     """Let `special` be always a little likelier than the token `at` of the greedy reply, which is returned."""
     reply = generate_replies(model, tokenizer, [prompt], GREEDY)[0]
     with torch.no_grad():
@@ -285,7 +285,7 @@ def test_length_limits(tokenizer, model, prompts, options):
 @pytest.mark.parametrize("options", [{"no_sample": True}, {"num_beams": 2}])
 def test_a_reply_ends_at_the_models_last_position(tokenizer, options):
     prompt = prompt_of(tokenizer, TEXTS[0])
-    length = len(prompt["input_ids"])
+    length = len(prompt.input_ids)
     settings = DecodingSettings(min_length=8, **options)
     for n_positions, n_said in ((length, 1), (length + 3, 4)):  # the last token takes no position
         model = talkative_model(tokenizer, n_positions=n_positions)
@@ -312,11 +312,11 @@ def test_ngrams_of_the_reply_are_blocked_and_those_of_the_prompt_are_not(tokeniz
     assert len(set(ngrams(reply, n))) == 26 - n
     assert reply == slow_greedy(slow_model, tokenizer, prompt, blocked)
     # The same with all of that in the prompt: blocking looks at the reply alone.
-    quoting = build_input_from_segments([reply], [tokenizer.encode(TEXTS[0])], [], tokenizer, with_eos=False)
+    quoting = InputBuilder(tokenizer, 1000).prompt([reply], [tokenizer.encode(TEXTS[0])])
     said = generate_replies(model, tokenizer, [quoting], blocked)[0]
     assert said == slow_greedy(slow_model, tokenizer, quoting, blocked)
     if n == 1:
-        assert {*said} & {*quoting["input_ids"]}
+        assert {*said} & {*quoting.input_ids}
 
 
 def test_ngrams_are_blocked_in_beams(tokenizer, model, prompts):
@@ -333,13 +333,15 @@ def abc_tokenizer():
 
 def test_where_everything_is_blocked_nothing_is(abc_tokenizer):
     model = talkative_model(abc_tokenizer)
-    prompt = build_input_from_segments([], [[1]], [], abc_tokenizer, with_eos=False)
+    prompt = InputBuilder(abc_tokenizer, 1000).prompt([], [[1]])
     for options in ({}, {"no_sample": True}, {"num_beams": 2}):
         settings = DecodingSettings(no_repeat_ngram_size=1, min_length=20, max_length=20, **options)
         assert len(generate_replies(model, abc_tokenizer, [prompt], settings)[0]) == 20
 
 
-def sequence_score(slow_model, tokenizer, prompt: dict, sequence: tuple[int, ...], settings: DecodingSettings) -> float:
+def sequence_score(
+    slow_model, tokenizer, prompt: Prompt, sequence: tuple[int, ...], settings: DecodingSettings
+) -> float:
     """Log-probability / length ** penalty of a reply with the special token that ends it, if one does."""
     total = 0.0
     for i, token in enumerate(sequence):
@@ -354,7 +356,7 @@ def test_a_search_as_wide_as_the_vocabulary_finds_the_best_reply(tmp_path, abc_t
     model = talkative_model(abc_tokenizer, seed=seed)
     save_model(model, tmp_path)
     slow = reference.load_reference_model(tmp_path)
-    prompt = build_input_from_segments([[1, 2]], [[3]], [], abc_tokenizer, with_eos=False)
+    prompt = InputBuilder(abc_tokenizer, 1000).prompt([[1, 2]], [[3]])
     settings = DecodingSettings(num_beams=64, max_length=3, min_length=0, length_penalty=length_penalty)
     special = list(abc_tokenizer.special_ids.values())
     words = [i for i in range(abc_tokenizer.n_vocab) if i != abc_tokenizer.vocab[UNKNOWN_TOKEN]]
@@ -372,7 +374,7 @@ def test_a_search_as_wide_as_the_vocabulary_finds_the_best_reply(tmp_path, abc_t
     assert scores[best] >= scores[tuple(said)]
 
 
-def slow_beams(slow_model, tokenizer, prompt: dict, settings: DecodingSettings) -> list[int]:
+def slow_beams(slow_model, tokenizer, prompt: Prompt, settings: DecodingSettings) -> list[int]:
     """Beam search by lists: each step keeps the best open replies, and ended ones that are among the best."""
     width, special = settings.num_beams, set(tokenizer.special_ids.values())
     beams, ended = [(0.0, [])], []

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from agent import Context, DialogAgent
-from convai_metrics import WordPerplexity, count_words, dictionary_texts
-from decoding import DecodingSettings
-from example_world import FACTS, draw_persona, example_dataset, facts_in
+from convai.data.example_world import FACTS, draw_persona, example_dataset, facts_in
+from convai.dialog.agent import Context, DialogAgent
+from convai.dialog.decoding import DecodingSettings
+from convai.evaluation.metrics import WordPerplexity, count_words, dictionary_texts
 
 pytestmark = pytest.mark.slow
 MOST_MINUTES = 6

@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT, make_dialogs, tiny_config
 from test_train import metrics_of, read_events
 
-from run_folder import list_checkpoints
-from tokenization import train_vocabulary
+from convai.model.tokenization import train_vocabulary
+from convai.training.run_folder import list_checkpoints
 
 LAUNCHERS = {"torchrun": "torch.distributed.run", "launch": "torch.distributed.launch"}
 # 26 examples in updates of 8: the last of an epoch has 2, fewer than four ranks. Seven validation examples.

@@ -13,9 +13,9 @@ import pytest
 from http_server import FileServer
 from test_archives import CONTENT, FILES, tar_bytes, tree
 
-import download
-from download import cache_folder, fetch, fetch_archive, is_url
-from errors import UserError
+from convai.errors import UserError
+from convai.io import download
+from convai.io.download import cache_folder, fetch, fetch_archive, is_url
 
 REPOSITORY = Path(__file__).parents[1]
 BLOCK = download.BLOCK_BYTES
@@ -78,7 +78,8 @@ def test_names_are_readable_and_differ_between_urls():
 
 
 def test_importing_download_is_light():
-    check = "import sys, download; print([m for m in ('torch', 'requests', 'tqdm', 'filelock') if m in sys.modules])"
+    heavy = ("torch", "requests", "tqdm", "filelock")
+    check = f"import sys, convai.io.download; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", check], cwd=REPOSITORY, text=True).strip() == "[]"
 
 
@@ -296,7 +297,7 @@ def test_ctrl_c_keeps_the_part(server, cache):
 def test_two_processes_share_one_download(server, cache, function):
     server.files["/m.tgz"] = tar_bytes({"model/config.json": b"{}", "model/weights": CONTENT})
     server.gate, server.gate_after = threading.Event(), BLOCK
-    code = f"import download; print(download.{function}({server.url('/m.tgz')!r}))"
+    code = f"from convai.io import download; print(download.{function}({server.url('/m.tgz')!r}))"
     processes = [run_python(code, cache) for _ in range(2)]
     assert server.at_gate.wait(10)
     time.sleep(0.5)  # the other one reaches the lock

@@ -5,8 +5,7 @@ from collections import Counter
 
 import pytest
 
-from example_entry import EXAMPLE_ENTRY
-from example_world import (
+from convai.data.example_world import (
     FACTS,
     KIND_OF_VALUE,
     OPEN_QUESTIONS,
@@ -17,6 +16,7 @@ from example_world import (
     example_dataset,
     facts_in,
 )
+from example_entry import EXAMPLE_ENTRY
 
 N_TRAIN, N_VALID = 600, 100
 

@@ -6,14 +6,14 @@ import logging
 import sys
 
 import pytest
-from conftest import make_dialogs
+from conftest import make_dialogs, needs
 from http_server import FileServer
 
-import formats
-from errors import UserError
+from convai.data import formats
+from convai.data.formats import find_source, load_for_evaluation
+from convai.data.schema import KeyCheck, check_dialog
+from convai.errors import UserError
 from example_entry import EXAMPLE_ENTRY
-from formats import find_source, load_for_evaluation
-from schema import KeyCheck, check_dialog
 
 TURN = {"history": ["hi"], "candidates": ["no .", "yes ."]}
 GOOD = {"personality": ["i sing ."], "utterances": [TURN]}
@@ -317,7 +317,7 @@ def test_parlai_text_of_named_fields(tmp_path, caplog):
 
 
 def test_named_fields_are_read_as_parlai_writes_them(tmp_path):
-    misc = pytest.importorskip("parlai.utils.misc")
+    misc = needs("parlai.utils.misc")
     messages = [
         {"id": "x", "text": "your persona: i sing .\na | b :\tc", "labels": ("yes | no", "no"),
          "label_candidates": ["maybe", "yes | no"], "reward": 0, "episode_done": False},

@@ -3,7 +3,9 @@
 import pytest
 from conftest import tiny_model
 
-from utils import build_candidate_tree, build_input_from_segments, collate_trees, cut_history, fit_segments
+from convai.data.batches import collate_trees
+from convai.data.inputs import InputBuilder, cut_history, fit_segments
+from utils import build_input_from_segments
 
 
 class WordTokenizer:
@@ -99,7 +101,7 @@ class TestFitting:
 
     def test_a_reply_too_long_alone_loses_its_end_and_keeps_eos(self):
         assert self.fit(4).candidates == [[30], [31]]
-        tree = build_candidate_tree(self.persona, self.history, self.candidates, TOKENIZER, 4)
+        tree = InputBuilder(TOKENIZER, 4).tree(self.persona, self.history, self.candidates)
         assert tree.input_ids == [0, 2, 30, 1, 31, 1]
 
     def test_nothing_built_is_ever_longer_than_the_limit(self):
@@ -114,7 +116,7 @@ class TestFitting:
 
 def test_candidate_tree_by_hand():
     # context 0 10 3 20 2; branches: 30 31 1 | 1 (an empty candidate) | 32 1 (the gold)
-    tree = build_candidate_tree([[10]], [[20]], [[30, 31], [], [32]], TOKENIZER, 64)
+    tree = InputBuilder(TOKENIZER, 64).tree([[10]], [[20]], [[30, 31], [], [32]])
     assert tree.input_ids == [0, 10, 3, 20, 2, 30, 31, 1, 1, 32, 1]
     assert tree.token_type_ids == [2, 2, 3, 3, 2, 2, 2, 2, 2, 2, 2]
     assert tree.position_ids == [0, 1, 2, 3, 4, 5, 6, 7, 5, 5, 6]
@@ -127,13 +129,13 @@ def test_candidate_tree_by_hand():
 
 def test_position_limit_applies_to_the_longest_candidate_not_to_the_tree():
     # 5 of context + 3 of the longest candidate = 8 fit, though the tree has 11 tokens.
-    assert not build_candidate_tree([[10]], [[20]], [[30, 31], [], [32]], TOKENIZER, 8).was_cut
-    assert build_candidate_tree([[10]], [[20]], [[30, 31], [], [32]], TOKENIZER, 7).was_cut
+    assert not InputBuilder(TOKENIZER, 8).tree([[10]], [[20]], [[30, 31], [], [32]]).was_cut
+    assert InputBuilder(TOKENIZER, 7).tree([[10]], [[20]], [[30, 31], [], [32]]).was_cut
 
 
 def test_collating_by_hand():
-    long = build_candidate_tree([[10]], [[20]], [[30], [31]], TOKENIZER, 64)  # 9 tokens, 2 candidates
-    short = build_candidate_tree([], [], [[32]], TOKENIZER, 3 + 1)  # 0 2 32 1
+    long = InputBuilder(TOKENIZER, 64).tree([[10]], [[20]], [[30], [31]])  # 9 tokens, 2 candidates
+    short = InputBuilder(TOKENIZER, 3 + 1).tree([], [], [[32]])  # 0 2 32 1
     batch = collate_trees([long, short])
     assert batch.input_ids.tolist() == [0, 10, 3, 20, 2, 30, 1, 31, 1, 0, 2, 32, 1]
     assert batch.slots.tolist() == [*range(9), 9, 10, 11, 12]
@@ -148,6 +150,6 @@ def test_collating_by_hand():
 def test_the_model_takes_inputs_up_to_its_last_position(tokenizer):
     model = tiny_model(tokenizer, n_positions=16)
     words = [tokenizer.encode("yes , i have two cats and they don't like each other .")] * 3
-    tree = build_candidate_tree(words, words, words, tokenizer, 16)
+    tree = InputBuilder(tokenizer, 16).tree(words, words, words)
     assert tree.was_cut and max(tree.position_ids) == 15
     model(**collate_trees([tree]).model_inputs())

@@ -19,10 +19,10 @@ from conftest import ROOT, TEXTS, make_dialogs, tiny_model
 from http_server import FileServer
 
 import interact
-import pretrained
-from model import save_model
-from terminal import plain_line, printable, settled
-from tokenization import join_punctuation, train_vocabulary
+from convai.dialog.terminal import plain_line, printable, settled
+from convai.io import pretrained
+from convai.model.double_heads import save_model
+from convai.model.tokenization import join_punctuation, train_vocabulary
 
 PERSONA = ["i keep bees .", "i have two dogs ."]
 RANDOM_MODEL_OPTIONS = ("--personality", *PERSONA, "--device", "cpu")
@@ -319,7 +319,7 @@ def test_every_form_of_a_persona_file(chat, tmp_path, monkeypatch, name, content
     (tmp_path / name).write_text(content)
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in (str(tmp_path / name), f"~/{name}"):
-        assert personas_shown(chat("/persona\n", "--personality", path)[0]) == ["i ski.", "i swim."]
+        assert personas_shown(chat("/persona\n", "--personality", path)[1]) == ["i ski.", "i swim."]
 
 
 @pytest.mark.parametrize(
@@ -354,14 +354,15 @@ def test_files_that_hold_no_persona_are_refused_in_one_line(chat, tmp_path, name
 
 
 def test_typed_sentences_may_be_parlai_s_lines(chat):
-    output = chat("/persona\n", "--personality", "your persona: i ski .", "i swim .")[0]
-    assert personas_shown(output) == ["i ski.", "i swim."]
+    notes = chat("/persona\n", "--personality", "your persona: i ski .", "i swim .")[1]
+    assert personas_shown(notes) == ["i ski.", "i swim."]
 
 
 def test_byte_order_marks_do_not_reach_the_model(chat):
     plain = chat("what now ?\nand then ?\n", *RANDOM_MODEL_OPTIONS)[0]
     assert chat("\ufeffwhat now ?\n\ufeffand then\ufeff ?\n", *RANDOM_MODEL_OPTIONS)[0] == plain
-    assert chat("\ufeff/persona\n", *RANDOM_MODEL_OPTIONS)[0].startswith("The agent's persona:")
+    output, notes, _ = chat("\ufeff/persona\n", *RANDOM_MODEL_OPTIONS)
+    assert output == "\n" and notes.count("The agent's persona:") == 2
 
 
 def test_what_the_vocabulary_cannot_spell_is_noted(chat):
@@ -374,8 +375,8 @@ def test_what_the_vocabulary_cannot_spell_is_noted(chat):
 
 def test_a_data_set_of_one_dialog_has_a_persona_to_chat_with(chat, tmp_path):
     (tmp_path / "one.json").write_text(json.dumps(make_dialogs(1)))
-    output = chat("/persona\n", "--dataset_path", str(tmp_path / "one.json"), "--dataset_cache", "")[0]
-    assert personas_shown(output) == [join_punctuation(text) for text in make_dialogs(1)[0]["personality"]]
+    notes = chat("/persona\n", "--dataset_path", str(tmp_path / "one.json"), "--dataset_cache", "")[1]
+    assert personas_shown(notes) == [join_punctuation(text) for text in make_dialogs(1)[0]["personality"]]
 
 
 def test_personas_stored_with_the_checkpoint(chat, checkpoint, tmp_path):

@@ -9,12 +9,13 @@ import torch
 from conftest import TEXTS, needs, tiny_config, tiny_model
 
 from bench import reference
-from errors import UserError
-from model import load_model, save_model
-from store import Example
-from tokenization import load_tokenizer
-from transformer import tree_mask
-from utils import build_candidate_tree, collate_trees
+from convai.data.batches import collate_trees
+from convai.data.inputs import InputBuilder
+from convai.data.store import Example
+from convai.errors import UserError
+from convai.model.double_heads import load_model, save_model
+from convai.model.tokenization import load_tokenizer
+from convai.model.transformer import tree_mask
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def examples(tokenizer) -> list[Example]:
 
 
 def batch_of(examples, tokenizer, max_positions=128):
-    return collate_trees([build_candidate_tree(*e, tokenizer, max_positions) for e in examples])
+    return collate_trees([InputBuilder(tokenizer, max_positions).tree(*e) for e in examples])
 
 
 def gold_rows(lm_logits, labels):
@@ -241,6 +242,7 @@ def test_model_module_needs_neither_ignite_nor_transformers():
     import subprocess
 
     code = (
-        "import sys, model; sys.exit(any(m.split('.')[0] in ('ignite', 'transformers', 'spacy') for m in sys.modules))"
+        "import sys, convai.model.double_heads; "
+        "sys.exit(any(m.split('.')[0] in ('ignite', 'transformers', 'spacy') for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=reference.__file__.rsplit("/", 2)[0]).returncode == 0

@@ -7,10 +7,10 @@ import pytest
 from conftest import tiny_config
 from huggingface_hub import ModelCard
 
-import model_card
-from checkpoint import ValidationHistory
-from model_card import MARK, write_model_card
-from options import training_parser
+from convai.options import training_parser
+from convai.training import model_card
+from convai.training.model_card import MARK, write_model_card
+from convai.training.validations import ValidationHistory
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import argparse
 
 import pytest
 
-import options
-from device import choose_device
-from distributed import process_group
-from errors import UserError
+from convai import options
+from convai.device import choose_device
+from convai.errors import UserError
+from convai.training.distributed import process_group
 
 PARSERS = [options.training_parser, options.chat_parser, options.evaluation_parser, options.new_model_parser]
 # What stands for a path in --help. MODEL and DATA may be more than a path; who reads them expands `~` in its parts.

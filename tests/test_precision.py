@@ -9,13 +9,14 @@ import torch
 from conftest import make_dialogs, tiny_model
 from test_updates import make_trainer
 
-from errors import UserError
-from options import training_parser
-from precision import Precision
-from store import SPLITS, DialogSplit, build_arrays
-from tokenization import train_vocabulary
+from convai.data.inputs import InputBuilder
+from convai.data.store import SPLITS, DialogSplit, build_arrays
+from convai.errors import UserError
+from convai.model.tokenization import train_vocabulary
+from convai.options import training_parser
+from convai.training.precision import Precision
+from convai.training.updates import TreeDataset, collate_update
 from train import prepare_parts
-from updates import TreeDataset, collate_update
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -28,7 +29,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def update(tokenizer):
     arrays = build_arrays({name: make_dialogs(8) for name in SPLITS}, tokenizer)
-    dataset = TreeDataset(DialogSplit(arrays, "train"), tokenizer, max_history=2, max_positions=128)
+    dataset = TreeDataset(DialogSplit(arrays, "train"), InputBuilder(tokenizer, 128), max_history=2)
     return collate_update([dataset[i] for i in range(16)], micro_batch_size=8)
 
 

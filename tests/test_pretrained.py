@@ -9,9 +9,9 @@ import pytest
 from http_server import FileServer
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from errors import UserError
-from pretrained import locate_checkpoint, read_config, read_json_object
-from tokenization import load_tokenizer
+from convai.errors import UserError
+from convai.io.pretrained import locate_checkpoint, read_config, read_json_object
+from convai.model.tokenization import load_tokenizer
 
 
 class Hub:

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from conftest import TEXTS, tiny_model
 
-import device
-from agent import Context, DialogAgent
-from errors import UserError
-from quantization import Int8Linear, lower_precision
+from convai import device
+from convai.dialog.agent import Context, DialogAgent
+from convai.errors import UserError
+from convai.model.quantization import Int8Linear, lower_precision
 
 QUESTIONS = [(Context([TEXTS[3], TEXTS[6]], TEXTS[: 2 * n + 1]), [*TEXTS[4:], TEXTS[n]]) for n in range(3)]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TEXTS, tiny_model
 
-from model import save_model
-from tokenization import train_vocabulary
+from convai.model.double_heads import save_model
+from convai.model.tokenization import train_vocabulary
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from option_tables import PARSERS, PLACE, with_tables
@@ -174,7 +174,7 @@ def test_links_lead_somewhere(document):
 
 def test_error_messages_are_those_of_the_code():
     # Without quotes and line breaks within a message, so that strings over several lines read as one.
-    code = " ".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))
+    code = " ".join(path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.py"), *ROOT.glob("convai/**/*.py")])
     code = re.sub(r"['\"]\s*\n\s*f?['\"]", "", code)
     code = re.sub(r"\{[^{}]*\}", "...", code)
     messages = re.findall(r"^\| `([^`]+)` \|", section("When something goes wrong"), re.MULTILINE)

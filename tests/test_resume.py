@@ -16,11 +16,11 @@ from conftest import ROOT, make_dialogs, tiny_config
 from safetensors.torch import load_file
 
 import train
-from errors import UserError
-from options import training_parser
-from resume import check_readable, resolve_options
-from run_folder import checkpoint_folder, list_checkpoints
-from tokenization import train_vocabulary
+from convai.errors import UserError
+from convai.model.tokenization import train_vocabulary
+from convai.options import training_parser
+from convai.training.resume import check_readable, resolve_options
+from convai.training.run_folder import checkpoint_folder, list_checkpoints
 
 CPU = torch.device("cpu")
 

@@ -15,11 +15,11 @@ import test_resume
 from conftest import ROOT
 from test_resume import metrics_of, run_train, updates_of
 
-import checkpoint
 import new_model
 import train
-from errors import UserError
-from run_folder import checkpoint_folder, free_name, list_checkpoints
+from convai.errors import UserError
+from convai.training import checkpoint
+from convai.training.run_folder import checkpoint_folder, free_name, list_checkpoints
 
 folder = test_resume.folder
 

@@ -13,12 +13,12 @@ import safetensors.torch
 import torch
 from conftest import TEXTS, make_dialogs
 
-import store
-import tokenization
-import utils
-from errors import UserError
-from store import DialogSplit, build_arrays, read_store, write_store
-from tokenization import GptTokenizer, train_vocabulary
+from convai.data import inputs as utils
+from convai.data import store
+from convai.data.store import DialogSplit, build_arrays, read_store, write_store
+from convai.errors import UserError
+from convai.model import tokenization
+from convai.model.tokenization import GptTokenizer, train_vocabulary
 from utils import get_dataset
 
 
@@ -277,7 +277,7 @@ def count_encoded(monkeypatch):
 def test_the_cache_is_reused(cached, count_encoded, caplog, monkeypatch):
     path, get = cached
     before = path.stat().st_mtime_ns
-    monkeypatch.setattr("formats.FileSource.load", None)  # reading the dialogs would fail
+    monkeypatch.setattr("convai.data.formats.FileSource.load", None)  # reading the dialogs would fail
     get()
     assert count_encoded == []
     assert path.stat().st_mtime_ns == before

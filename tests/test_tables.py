@@ -7,9 +7,9 @@ import sys
 import pytest
 from conftest import ROOT, make_dialogs, needs
 
-import tables
-from errors import UserError
-from formats import find_source, load_for_evaluation
+from convai.data import tables
+from convai.data.formats import find_source, load_for_evaluation
+from convai.errors import UserError
 from utils import get_dataset
 
 datasets = needs("datasets")
@@ -172,7 +172,8 @@ def test_a_name_on_the_hub_takes_the_same_way(folder, monkeypatch):
 
 def test_an_unreachable_hub_is_one_line(tmp_path):
     code = (
-        "from formats import find_source; from errors import report_user_errors as r; r(find_source('hub:a/b').load)()"
+        "from convai.data.formats import find_source; "
+        "from convai.errors import report_user_errors as r; r(find_source('hub:a/b').load)()"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -222,7 +223,7 @@ def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
 
 
 def test_reading_other_forms_does_not_import_the_package():
-    code = "import sys, formats; formats.find_source('example').load(); sys.exit('datasets' in sys.modules)"
+    code = "import sys, convai.data.formats as f; f.find_source('example').load(); sys.exit('datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -7,9 +7,9 @@ import random
 import pytest
 from conftest import DEVELOPMENT_DATA, TEXTS, needs
 
-import tokenization
-from errors import UserError
-from tokenization import (
+from convai.errors import UserError
+from convai.model import tokenization
+from convai.model.tokenization import (
     PRE_TOKENIZATIONS,
     SPECIAL_TOKENS,
     UNKNOWN_TOKEN,

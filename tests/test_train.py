@@ -14,9 +14,9 @@ from tensorboardX.proto.event_pb2 import Event
 
 import train
 from bench.reference import load_reference_model
-from model import load_model
-from tokenization import load_tokenizer, train_vocabulary
-from validations import best_of
+from convai.model.double_heads import load_model
+from convai.model.tokenization import load_tokenizer, train_vocabulary
+from convai.training.validations import best_of
 
 FAST = ["--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--lr", "1e-3", "--device", "cpu"]
 

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from conftest import TEXTS, tiny_model
 
-import transformer
-from tokenization import train_vocabulary
-from transformer import Dropout, attend, attend_by_blocks, embed_tokens, row_blocks, tree_mask
-from utils import build_candidate_tree, collate_trees
+from convai.data.batches import collate_trees
+from convai.data.inputs import InputBuilder
+from convai.model import transformer
+from convai.model.tokenization import train_vocabulary
+from convai.model.transformer import Dropout, attend, attend_by_blocks, embed_tokens, row_blocks, tree_mask
 
 
 def test_embedding_gradient_equals_autograds_own():
@@ -82,7 +83,7 @@ def test_compiled_blocks_compute_the_same_and_keep_their_names():
     changes = {"attn_pdrop": 0.1, "resid_pdrop": 0.1}
     tokenizer = train_vocabulary(TEXTS, "gpt2", 300)
     examples = [([[1, 2], [3]], [[4, 5, 6]] * n, [[7, 8], [9]]) for n in range(1, 4)]
-    batch = collate_trees([build_candidate_tree(*example, tokenizer, 64) for example in examples])
+    batch = collate_trees([InputBuilder(tokenizer, 64).tree(*example) for example in examples])
     plain, compiled = (tiny_model(tokenizer, n_layer=3, **changes) for _ in range(2))
     compiled.transformer.compile_blocks(backend="aot_eager")
     torch.testing.assert_close(compiled(**batch.model_inputs()), plain(**batch.model_inputs()))

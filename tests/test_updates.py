@@ -9,18 +9,19 @@ import torch
 from conftest import make_dialogs, tiny_model
 from ignite.engine import Engine
 
-from interruption import Interruption
-from options import training_parser
-from store import SPLITS, DialogSplit, build_arrays
+from convai.data.batches import collate_trees
+from convai.data.inputs import InputBuilder
+from convai.data.store import SPLITS, DialogSplit, build_arrays
+from convai.options import training_parser
+from convai.training.interruption import Interruption
+from convai.training.updates import TreeDataset, UpdateSampler, collate_update, length_sorted_batches
 from train import create_evaluator, create_trainer, prepare_parts
-from updates import TreeDataset, UpdateSampler, collate_update, length_sorted_batches
-from utils import collate_trees
 
 
 @pytest.fixture
 def dataset(tokenizer) -> TreeDataset:
     arrays = build_arrays({name: make_dialogs(10) for name in SPLITS}, tokenizer)
-    return TreeDataset(DialogSplit(arrays, "train"), tokenizer, max_history=2, max_positions=128, num_candidates=3)
+    return TreeDataset(DialogSplit(arrays, "train"), InputBuilder(tokenizer, 128), max_history=2, num_candidates=3)
 
 
 def test_every_epoch_has_every_example_once_in_another_order():
@@ -42,7 +43,7 @@ def test_every_epoch_has_every_example_once_in_another_order():
 def test_rotations_move_the_persona_and_nothing_else(tokenizer):
     arrays = build_arrays({name: make_dialogs(3) for name in SPLITS}, tokenizer)
     split = DialogSplit(arrays, "train")
-    rotated = TreeDataset(split, tokenizer, max_history=2, max_positions=128, num_candidates=2, n_rotations=3)
+    rotated = TreeDataset(split, InputBuilder(tokenizer, 128), max_history=2, num_candidates=2, n_rotations=3)
     assert len(rotated) == 3 * len(split)
     first, second, third = (rotated.example(4 + rotation * len(split)) for rotation in range(3))
     assert second.persona == [first.persona[1], first.persona[0]] and third.persona == first.persona
@@ -51,7 +52,7 @@ def test_rotations_move_the_persona_and_nothing_else(tokenizer):
 
 def test_training_keeps_the_last_candidates_and_validation_all(dataset, tokenizer):
     assert dataset.example(0).candidates == dataset.split[0].candidates[-3:]
-    every = TreeDataset(dataset.split, tokenizer, max_history=2, max_positions=128)
+    every = TreeDataset(dataset.split, InputBuilder(tokenizer, 128), max_history=2)
     assert every.example(0).candidates == dataset.split[0].candidates
 
 
@@ -72,7 +73,7 @@ def run_updates(model, dataset, micro_batch_size: int, n_updates: int = 3) -> tu
     """Train a copy of the model on 8 examples an update; return each update's output and the weights after."""
     model = copy.deepcopy(model)
     args = training_parser().parse_args(["--lr", "1e-2", "--lm_coef", "2", "--mc_coef", "0.7"])
-    parts = prepare_parts(args, model, dataset.tokenizer, n_updates, "cpu")
+    parts = prepare_parts(args, model, dataset.inputs.tokenizer, n_updates, "cpu")
     # Biases that no loss depends on (of keys, of scores) have rounding noise for gradients: do not let Adam scale it.
     parts.optimizer.param_groups[0]["eps"] = 1e-2
     trainer = make_trainer(args, parts)
@@ -129,7 +130,7 @@ def make_evaluator(model, tokenizer) -> Engine:
 
 
 def test_validation_figures_by_plain_arithmetic(tokenizer, dataset):
-    every = TreeDataset(dataset.split, tokenizer, max_history=2, max_positions=128)
+    every = TreeDataset(dataset.split, InputBuilder(tokenizer, 128), max_history=2)
     model = tiny_model(tokenizer, seed=1)
     hits, losses = [], []
     for tree in every:

@@ -10,10 +10,10 @@ from test_resume import metrics_of, run_train, same_weights
 from test_train import read_events
 
 import train
-from errors import UserError
-from model_card import best_validation
-from run_folder import checkpoint_folder
-from validations import ValidationHistory, best_of, read_validations
+from convai.errors import UserError
+from convai.training.model_card import best_validation
+from convai.training.run_folder import checkpoint_folder
+from convai.training.validations import ValidationHistory, best_of, read_validations
 
 folder = test_resume.folder
 

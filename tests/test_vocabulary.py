@@ -9,11 +9,11 @@ import torch
 from conftest import TEXTS, tiny_model
 from safetensors.torch import load_file, save_file
 
-from agent import Context, DialogAgent
-from decoding import DecodingSettings
-from errors import UserError
-from model import load_model, save_model
-from tokenization import SPECIAL_TOKENS, Gpt2Tokenizer, load_tokenizer, train_vocabulary
+from convai.dialog.agent import Context, DialogAgent
+from convai.dialog.decoding import DecodingSettings
+from convai.errors import UserError
+from convai.model.double_heads import load_model, save_model
+from convai.model.tokenization import SPECIAL_TOKENS, Gpt2Tokenizer, load_tokenizer, train_vocabulary
 
 
 def change_json(path, **changes) -> None:
@@ -274,7 +274,7 @@ def test_gpt_has_no_leading_space_to_choose(tmp_path):
 
 def test_word_perplexity_spells_the_first_word_without_the_space(without_space):
     """With the one word of its dictionary to say, a word's probability is 1 wherever it stands."""
-    from convai_metrics import SPECIAL_ENTRIES, WordPerplexity, count_words
+    from convai.evaluation.metrics import SPECIAL_ENTRIES, WordPerplexity, count_words
 
     _, tokenizer, model = without_space
     dictionary = {word: n for word, n in count_words(["hello hello"]).items() if word not in SPECIAL_ENTRIES}

@@ -12,11 +12,11 @@ import torch
 from conftest import TEXTS, tiny_config
 from safetensors.torch import load_file, save_file
 
-from agent import Context, DialogAgent
-from decoding import DecodingSettings
-from errors import NoFigure, UserError
-from model import load_model, save_model
-from tokenization import SPECIAL_TOKENS, load_tokenizer
+from convai.dialog.agent import Context, DialogAgent
+from convai.dialog.decoding import DecodingSettings
+from convai.errors import NoFigure, UserError
+from convai.model.double_heads import load_model, save_model
+from convai.model.tokenization import SPECIAL_TOKENS, load_tokenizer
 
 QUESTION = (Context([TEXTS[7], TEXTS[6]], [TEXTS[0]]), [TEXTS[1], TEXTS[3], TEXTS[5]])
 WTE = {"openai-gpt": "transformer.tokens_embed.weight", "gpt2": "transformer.wte.weight"}
@@ -231,14 +231,15 @@ def test_a_feed_forward_layer_of_another_width(tmp_path, examples_batch):
 @pytest.fixture
 def examples_batch():
     from bench import reference
-    from store import Example
-    from tokenization import train_vocabulary
-    from utils import build_candidate_tree, collate_trees
+    from convai.data.batches import collate_trees
+    from convai.data.inputs import InputBuilder
+    from convai.data.store import Example
+    from convai.model.tokenization import train_vocabulary
 
     tokenizer = train_vocabulary(TEXTS, "gpt2", 300)
     ids = [tokenizer.encode(text) for text in TEXTS]
     example = Example([ids[7]], [ids[0]], [ids[3], ids[1]])
-    batch = collate_trees([build_candidate_tree(*example, tokenizer, 128)])
+    batch = collate_trees([InputBuilder(tokenizer, 128).tree(*example)])
     return tokenizer, batch, reference.pad_candidates([example], tokenizer)
 
 

@@ -1,0 +1,1 @@
+"""Dialogs of any form to batches of model input."""

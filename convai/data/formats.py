@@ -1,0 +1,266 @@
+"""Dialogs into the PersonaChat form: from JSON (plain or gzipped) or ParlAI text (parlai_text.py), one file or a train
+and valid pair, and from tables (tables.py). What they may hold is in schema.py.
+
+All readers return `{"train": dialogs, "valid": dialogs}`. A dialog is `{"personality": [sentence, ...], "utterances":
+[{"history": [turn, ...], "candidates": [distractor, ..., gold reply]}, ...]}`; example_entry.py explains each key.
+"""
+
+import gzip
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+import zlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from convai.data import example_world
+from convai.data.parlai_text import parse_parlai
+from convai.data.schema import BYTE_ORDER_MARK, PART_NAMES, Strings, check_parts, kind_of, name_parts
+from convai.data.tables import HUB_PREFIX, INSTALL_DATASETS, Tables, holds_parquet
+from convai.errors import UserError
+from convai.io.download import fetch, is_url
+
+PERSONACHAT_URL = "https://s3.amazonaws.com/datasets.huggingface.co/personachat/personachat_self_original.json"
+OTHER_WAYS = (
+    "Two ways out: --dataset_path hub:AlekseyKorshuk/persona-chat reads a copy on the Hugging Face hub (needs "
+    f"`{INSTALL_DATASETS}`), and --dataset_path FILE a local one. Without either: --dataset_path example."
+)
+SPLITS = ("train", "valid")
+HELD_OUT_SHARE = 0.05
+# The data's own seed: which dialogs are held out must not change with --seed, or runs could not be compared.
+DATA_SEED = 42
+
+Dialog = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+class Source(ABC):
+    """Where dialogs come from."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Return a hash that changes when the data do."""
+
+    @abstractmethod
+    def splits(self) -> dict[str, list[Dialog]]:
+        """Return the dialogs that are there under "train", "valid" and "test", or under "" where no part is named."""
+
+    @abstractmethod
+    def place_of(self, split: str) -> str:
+        """Return the file, folder or name of a split, for messages."""
+
+    def load(self, split_needed: bool = True) -> dict[str, list[Dialog]]:
+        """Return both splits, checked, a part of the dialogs held out where there is no valid; raises UserError.
+
+        Where no split is needed, "valid" may be empty: a lone dialog is all in "train".
+        """
+        splits = _with_held_out(self.place_of("train"), self.splits(), split_needed)
+        for name, dialogs in splits.items():
+            if not dialogs and (split_needed or name == "train"):
+                raise UserError(f"{self.place_of(name)}: the {name} split is empty; it needs at least one dialog.")
+        return splits
+
+
+class ExampleSource(Source):
+    """The embedded example set (`--dataset_path example`)."""
+
+    def digest(self) -> str:
+        return hashlib.sha256(Path(example_world.__file__).read_bytes()).hexdigest()
+
+    def splits(self) -> dict[str, list[Dialog]]:
+        return example_world.example_dataset()
+
+    def place_of(self, split: str) -> str:
+        return "the example set"
+
+
+class FileSource(Source):
+    """One file with both splits or of which a part is held out, or one file for each split."""
+
+    def __init__(self, paths: list[Path]):
+        self.paths = paths
+
+    def digest(self) -> str:
+        """Return a hash over the bytes of the files and their roles."""
+        total = hashlib.sha256()
+        for path in self.paths:
+            with open_checked(path) as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        return total.hexdigest()
+
+    def splits(self) -> dict[str, list[Dialog]]:
+        if len(self.paths) == 2:
+            return {name: _only_split(path, name) for name, path in zip(SPLITS, self.paths, strict=True)}
+        return read_splits(self.paths[0])
+
+    def place_of(self, split: str) -> str:
+        return str(self.paths[SPLITS.index(split) if len(self.paths) == 2 else 0])
+
+
+class TableSource(Source):
+    """A data set on the hub or a folder of .parquet files."""
+
+    def __init__(self, dataset_path: str):
+        self.tables = Tables(dataset_path)
+
+    def digest(self) -> str:
+        return self.tables.digest()
+
+    def splits(self) -> dict[str, list[Dialog]]:
+        splits = self.tables.dialogs()
+        check_parts(splits, self.tables.name)
+        return splits
+
+    def place_of(self, split: str) -> str:
+        return self.tables.name
+
+
+def find_source(dataset_path: str) -> Source:
+    """Return where `--dataset_path` points, downloading URLs: "" is PersonaChat, "example" the embedded set.
+
+    Otherwise a file, a URL, a folder with one train* and one valid* file or with .parquet files, TRAIN,VALID (files or
+    URLs), or hub:OWNER/NAME.
+    """
+    if dataset_path == "example":
+        return ExampleSource()
+    if not dataset_path:
+        return FileSource([fetch(PERSONACHAT_URL, advice=OTHER_WAYS)])
+    if dataset_path.startswith(HUB_PREFIX):
+        return TableSource(dataset_path)
+    path = os.path.expanduser(dataset_path)
+    if os.path.isdir(path):
+        if holds_parquet(path):
+            return TableSource(path)
+        return FileSource([_file_of_split(Path(path), split) for split in SPLITS])
+    parts = [path] if os.path.exists(path) else [part.strip() for part in dataset_path.split(",")]
+    if len(parts) > 2 or not all(parts):
+        raise UserError(f"--dataset_path {dataset_path}: give one file, or two as TRAIN,VALID.")
+    return FileSource([_local(part) for part in parts])
+
+
+def load_for_evaluation(dataset_path: str) -> tuple[list[Dialog], list[Dialog]]:
+    """Return the dialogs to evaluate on, after those to learn from: the valid split, else test; or all, after none."""
+    splits = find_source(dataset_path).splits()
+    chosen = next(name for name in ("valid", "test", "", "train") if name in splits)
+    if chosen == "test":
+        logger.info("%s has no valid split: its test split is evaluated", dataset_path)
+    elif chosen == "valid" and "test" in splits:
+        logger.info("%s: its valid split is evaluated, not its test split", dataset_path)
+    if not splits[chosen]:
+        raise UserError(f"--dataset_path {dataset_path}: there are no dialogs to evaluate on; give another file.")
+    return splits.get("train", []) if chosen in ("valid", "test") else [], splits[chosen]
+
+
+def read_splits(path: Path) -> dict[str, list[Dialog]]:
+    """Read one file of either format; its splits by name, {"": dialogs} where the file names none."""
+    text = _read_text(path)
+    if path.name.endswith((".json", ".json.gz")) or text[:1000].lstrip().startswith(("{", "[")):
+        return _parse_json(text, path)
+    return {"": parse_parlai(text, path)}
+
+
+def open_checked(path: Path):
+    """Open a file for reading bytes; UserError where it is missing or unreadable."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"--dataset_path: {path} cannot be read ({error.strerror}); check the path.") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with open_checked(path) as file:
+            content = file.read()
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        return content.decode("utf-8").replace(BYTE_ORDER_MARK, "")  # one stands within, too, where files were joined
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8.") from error
+    except (EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it and fetch it again.") from error
+
+
+def _local(path_or_url: str) -> Path:
+    if is_url(path_or_url):
+        return fetch(path_or_url, advice="Give --dataset_path a local copy of it.")
+    path = Path(os.path.expanduser(path_or_url))
+    if not os.path.exists(path):
+        raise UserError(f'--dataset_path: there is no {path}; give a file, a folder, a URL, or "example".')
+    if path.is_dir():
+        raise UserError(f"--dataset_path: {path} is a folder; within TRAIN,VALID give two files.")
+    return path
+
+
+def _file_of_split(folder: Path, split: str) -> Path:
+    first, *others = PART_NAMES[split]
+    # "train_self.txt" and "trainset.json", but of the shorter names no "values.csv" or "device.log".
+    name = re.compile(f"{first}|(?:{'|'.join(others)})(?![a-z])", re.IGNORECASE)
+    found = sorted(path for path in folder.iterdir() if name.match(path.name) and path.is_file())
+    if len(found) == 1:
+        return found[0]
+    problem = f"{len(found)} files" if found else "no file"
+    names = " or ".join([f"{first}*", *(f"{other}*" for other in others if not other.startswith(first))])
+    raise UserError(f"--dataset_path: {folder} has {problem} named {names}; name the pair as TRAIN,VALID.")
+
+
+def _only_split(path: Path, split: str) -> list[Dialog]:
+    """Return the dialogs of a file that stands for one split: its part of that name, or all it has."""
+    splits = read_splits(path)
+    if split not in splits and len(splits) > 1:
+        raise UserError(f"{path}: it has the splits {', '.join(splits)}, but no {split}.")
+    return splits[split] if split in splits else next(iter(splits.values()))
+
+
+def _with_held_out(path: str, splits: dict[str, list[Dialog]], split_needed: bool) -> dict[str, list[Dialog]]:
+    """Return train and valid; of a file that has no valid, 5 % of the dialogs are held out, drawn by seed."""
+    if all(name in splits for name in SPLITS):
+        return {name: splits[name] for name in SPLITS}
+    if splits.keys() == {"test"}:
+        raise UserError(f"{path}: it has a test part only, which is for evaluation; name it train to learn from it.")
+    whole, dialogs = next((name, splits[name]) for name in ("train", "", "valid") if name in splits)
+    if not dialogs:
+        raise UserError(f"{path}: the train split is empty; it needs at least two dialogs.")
+    if len(dialogs) == 1 and not split_needed:
+        return {"train": dialogs, "valid": []}
+    if len(dialogs) < 2:
+        raise UserError(f"{path}: a lone dialog cannot be split; give at least two, or TRAIN,VALID.")
+    n_held_out = max(1, round(HELD_OUT_SHARE * len(dialogs)))
+    held_out = set(random.Random(DATA_SEED).sample(range(len(dialogs)), n_held_out))
+    missing = "train" if whole == "valid" else "valid"
+    unused = "; its test split is not used" if "test" in splits else ""
+    logger.info("%s has no %s split: %d of its %d dialogs are held out for valid%s", path, missing, n_held_out,
+                len(dialogs), unused)  # fmt: skip
+    return {
+        "train": [dialog for i, dialog in enumerate(dialogs) if i not in held_out],
+        "valid": [dialog for i, dialog in enumerate(dialogs) if i in held_out],
+    }
+
+
+def _parse_json(text: str, path: Path) -> dict[str, list[Dialog]]:
+    strings = Strings()
+
+    def share_strings(entry: dict) -> dict:
+        for key in ("candidates", "history", "personality"):
+            if isinstance(entry.get(key), list):
+                entry[key] = [strings[t] if isinstance(t, str) else t for t in entry[key]]
+        return entry
+
+    try:
+        data = json.loads(text, object_hook=share_strings)
+    except json.JSONDecodeError as error:
+        place = f"at line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path} is not JSON: {error.msg} {place}; mend it there, or fetch the file again.") from error
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path} is no PersonaChat file ({error}); see example_entry.py for the format.") from error
+    if not isinstance(data, dict | list):
+        raise UserError(f"{path} holds {kind_of(data)} only; see example_entry.py for the format.")
+    if isinstance(data, dict) and "utterances" in data:  # a dialog by itself
+        data = [data]
+    splits = {"": data} if isinstance(data, list) else name_parts(data, path)
+    check_parts(splits, path)
+    return splits

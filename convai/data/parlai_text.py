@@ -1,0 +1,226 @@
+r"""ParlAI's two text formats into dialogs of the PersonaChat form.
+
+Numbered lines (FbDeprecatedDialogTeacher); the number starts again with every dialog:
+
+    1 your persona: i have a dog .
+    2 any pets ?<tab>a dog .<tab><tab>no .|a dog .|two cats .
+
+The third field is for a reward, the fourth for candidates; in a file that has some, a bar parts alternatives, in the
+reply too. In a file without them a bar is text. Named fields (ParlAIDialogTeacher) can stand in any order:
+
+    text:your persona: i have a dog .\nany pets ?<tab>labels:a dog .<tab>label_candidates:no .|two cats .
+    text:good night<tab>labels:bye .<tab>episode_done:True
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from convai.data.same_reply import is_gold
+from convai.data.schema import key_meant
+from convai.errors import UserError
+
+_NUMBERED_LINE = re.compile(r"(\d{1,9}) (.*)")
+_PERSONA_LINE = re.compile(r"(your|partner's) persona:(.*)", re.IGNORECASE)
+_FIELDS = ("text", "labels", "eval_labels", "label_candidates", "episode_done")
+_NAMED_LINE = re.compile(r"(?:text|labels|eval_labels|label_candidates|episode_done|id|reward):")
+
+Line = tuple[int, str]  # with its number in the file
+
+logger = logging.getLogger(__name__)
+
+
+class _Message(NamedTuple):
+    """What one line holds."""
+
+    n_line: int
+    starts_dialog: bool
+    text: str  # persona sentences and the turn, a line each
+    replies: list[str]  # the first is the one to learn, the others are as right
+    offered: list[str]  # candidates, with or without the replies
+
+
+class _Losses:
+    """Counts what a file holds that dialogs of our form do not, to be said in one line."""
+
+    def __init__(self):
+        self.counts: Counter[str] = Counter()
+        self.fields: set[str] = set()
+
+    def tell(self, path: Path) -> None:
+        parts = [f"{what}: {n}" for what, n in self.counts.items() if n]
+        if self.fields:
+            parts.append(f"names of fields that are ignored: {', '.join(sorted(self.fields))}")
+        if parts:
+            logger.warning("%s: %s", path, "; ".join(parts))
+
+
+def parse_parlai(text: str, path: Path) -> list[dict[str, Any]]:
+    """Return the dialogs of a text in either format, told apart by its first line; UserError names file and line."""
+    lines = [(n, line.rstrip("\r")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    losses = _Losses()
+    read = _named_messages if lines and _NAMED_LINE.match(lines[0][1]) else _numbered_messages
+    dialogs = list(_dialogs(read(lines, path, losses), path, losses))
+    losses.tell(path)
+    return dialogs
+
+
+def _numbered_messages(lines: Sequence[Line], path: Path, losses: _Losses) -> Iterator[_Message]:
+    has_candidates = any(any(field.strip() for field in line.split("\t")[3:4]) for _, line in lines)
+
+    def alternatives(field: str) -> list[str]:
+        return _stripped(field.split("|") if has_candidates else [field])
+
+    previous: int | None = None
+    for n_line, line in lines:
+        match = _NUMBERED_LINE.fullmatch(line)
+        if not match:
+            raise UserError(f"{path}, line {n_line}: in ParlAI text a line starts with its number in the dialog and a "
+                            f"space; this one starts with {line[:20]!r}.")  # fmt: skip
+        said, reply, reward, offered, *extra = [*match[2].replace("\\n", "\n").split("\t"), "", "", ""]
+        if "|" in reward:
+            raise UserError(f"{path}, line {n_line}: the third field is for a reward; put two tabs between the reply "
+                            "and the candidates.")  # fmt: skip
+        losses.counts["fields beyond the candidates, which are ignored"] += len(_stripped(extra))
+        # A number that is no higher starts a new dialog.
+        starts_dialog = previous is None or int(match[1]) <= previous
+        previous = int(match[1])
+        yield _Message(n_line, starts_dialog, said, alternatives(reply), alternatives(offered))
+
+
+def _named_messages(lines: Sequence[Line], path: Path | str, losses: _Losses) -> Iterator[_Message]:
+    starts_dialog = True
+    for n_line, line in lines:
+        fields = _fields_of(line, f"{path}, line {n_line}", losses)
+        replies = _list_of(fields.get("labels", "")) or _list_of(fields.get("eval_labels", ""))
+        yield _Message(
+            n_line, starts_dialog, _unescaped(fields.get("text", "")), replies,
+            _list_of(fields.get("label_candidates", "")),
+        )  # fmt: skip
+        starts_dialog = fields.get("episode_done", "").strip().lower() in ("true", "1")
+
+
+def _fields_of(line: str, where: str, losses: _Losses) -> dict[str, str]:
+    fields = {}
+    for field in _stripped(line.split("\t")):
+        name, colon, value = field.partition(":")
+        if not colon:
+            raise UserError(f"{where}: in this form of ParlAI text each field is NAME:VALUE, parted by tabs; this one "
+                            f"starts with {field[:20]!r}.")  # fmt: skip
+        fields[name.strip()] = value
+    missing = [known for known in ("text", "labels") if known not in fields]
+    for name in fields.keys() - {*_FIELDS}:
+        if meant := key_meant(name, [] if "eval_labels" in fields else missing):
+            raise UserError(f'{where}: the field "{name}" is unknown; did you mean "{meant}"? Rename or remove it.')
+        losses.fields.add(name)
+    return fields
+
+
+def _list_of(value: str) -> list[str]:
+    return _stripped(map(_unescaped, value.split("|")))
+
+
+def _unescaped(value: str) -> str:
+    return value.replace("\\n", "\n").replace("\\t", "\t").replace("__PIPE__", "|")
+
+
+def _stripped(texts: Iterable[str]) -> list[str]:
+    """Return the texts without surrounding space, and without those that hold nothing else."""
+    return [text.strip() for text in texts if text.strip()]
+
+
+def _dialogs(messages: Iterable[_Message], path: Path, losses: _Losses) -> Iterator[dict[str, Any]]:
+    dialog: dict[str, Any] | None = None
+    n_line = n_unanswered = 0
+    for n_line, starts_dialog, text, replies, offered in messages:
+        if starts_dialog:
+            if dialog:
+                yield _finished(dialog, path, n_line, n_unanswered, losses)
+            dialog, turns, unanswered, n_unanswered = {"personality": [], "utterances": []}, [], "", 0
+        said, own, n_partner = _part_persona(text)
+        dialog["personality"] += own
+        losses.counts["lines of the partner's persona, which are left out"] += n_partner
+        turn = f"{unanswered} {said}".strip()
+        if not replies:
+            unanswered = turn  # said without an answer: it belongs to what the next answer replies to
+            n_unanswered += bool(said.strip())
+            continue
+        losses.counts["lines without a reply, joined to the next turn"] += n_unanswered
+        losses.counts["alternatives to the first reply, which are left out"] += len(replies) - 1
+        distractors = [text for text in offered if not any(is_gold(text, reply) for reply in replies)]
+        dialog["utterances"].append({"history": [*turns, turn], "candidates": [*distractors, replies[0]]})
+        turns, unanswered, n_unanswered = [*turns, turn, replies[0]], "", 0
+    if dialog:
+        yield _finished(dialog, path, n_line + 1, n_unanswered, losses)
+
+
+def _finished(dialog: dict[str, Any], path: Path, next_line: int, n_unanswered: int, losses: _Losses) -> dict[str, Any]:
+    if not dialog["utterances"]:
+        raise UserError(f"{path}: the dialog that ends before line {next_line} has no turns; a turn and its reply "
+                        "stand on one line, parted by a tab.")  # fmt: skip
+    losses.counts["lines after a dialog's last reply, which are left out"] += n_unanswered
+    return dialog
+
+
+def take_persona(text: str, personality: list[str]) -> str:
+    """Move the persona sentences of a turn, each on a line of its own, to `personality`; return what is left."""
+    said, own, _ = _part_persona(text)
+    personality += own
+    return said
+
+
+def _part_persona(text: str) -> tuple[str, list[str], int]:
+    """Return what is said in a text, the agent's persona sentences, and the number of its partner's."""
+    said, own, n_partner = [], [], 0
+    for line in text.split("\n"):
+        persona = _PERSONA_LINE.fullmatch(line.strip())
+        if not persona:
+            said.append(line)
+        elif persona[1].lower() != "your":  # the partner's is not the agent's to know
+            n_partner += 1
+        elif persona[2].strip():
+            own.append(persona[2].strip())
+    return "\n".join(said), own, n_partner
+
+
+def persona_sentences(lines: Sequence[str], where: str) -> list[str]:
+    """Return the sentences of one persona, each on a line: as they are, or behind ParlAI's `your persona:`.
+
+    In ParlAI's lines, numbered or of named fields, the partner's persona and the turns of the dialog are left out.
+    UserError for a second persona.
+    """
+    is_named = any(map(_NAMED_LINE.match, lines[:1]))
+    parts = list(map(_part_number, _numbered_again(lines, where) if is_named else lines))
+    if not is_named and not any(_PERSONA_LINE.fullmatch(text) for _, text in parts):
+        return list(lines)
+    sentences: list[str] = []
+    previous = 0
+    for number, text in parts:
+        said, own, _ = _part_persona(text)
+        if own and sentences and number is not None and number <= previous:
+            raise UserError(f"{where}: with {own[0]!r} another dialog starts; a persona file holds one persona.")
+        sentences += own
+        if number is None and "\t" not in said and said:
+            sentences.append(said)
+        previous = number or previous
+    return sentences
+
+
+def _numbered_again(lines: Sequence[str], where: str) -> list[str]:
+    """Return what the texts of lines of named fields hold as lines with numbers, 1 where a dialog starts."""
+    numbered, n_before = [], 0
+    named = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+    for message in _named_messages(named, where, _Losses()):
+        n_before = 0 if message.starts_dialog else n_before
+        texts = message.text.split("\n")
+        numbered += [f"{number} {text}" for number, text in enumerate(texts, start=n_before + 1)]
+        n_before += len(texts)
+    return numbered
+
+
+def _part_number(line: str) -> tuple[int | None, str]:
+    match = _NUMBERED_LINE.fullmatch(line.strip())
+    return (int(match[1]), match[2].strip()) if match else (None, line.strip())

@@ -1,0 +1,1 @@
+"""Replies of a persona: the agent, decoding, the terminal."""

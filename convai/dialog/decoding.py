@@ -1,0 +1,256 @@
+"""Replies from a prompt: sampling, greedy and beam search by transformers' generation over our models.
+
+`generate_replies` takes prompts (data.inputs.InputBuilder.prompt) and returns token ids. What is
+ours is the choice of what may be said: a special token ends a reply, and none comes before `min_length`.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.generation import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.streamers import BaseStreamer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from convai.data.inputs import Prompt
+from convai.model.double_heads import DoubleHeadsModel
+from convai.model.tokenization import UNKNOWN_TOKEN, DialogTokenizer
+from convai.model.transformer import tree_mask
+
+RANGES = {
+    "max_length": (1, 10_000),
+    "min_length": (0, 10_000),
+    "temperature": (0.01, 100),  # far below, logits overflow; no_sample is the limit
+    "top_k": (0, 1_000_000),
+    "top_p": (0, 1),
+    "num_beams": (1, 100),
+    "no_repeat_ngram_size": (0, 10_000),
+    "length_penalty": (0, 10),
+}
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How replies are chosen; names and defaults as published, beams beside them."""
+
+    no_sample: bool = False  # greedy instead of sampling
+    max_length: int = 20  # tokens
+    min_length: int = 1  # tokens before the reply may end
+    temperature: float = 0.7
+    top_k: int = 0  # sample among the k likeliest; 0: no limit
+    top_p: float = 0.9  # sample among the likeliest that make up this probability (Holtzman et al., 2019); 0: no limit
+    num_beams: int = 1  # beam search where above 1
+    no_repeat_ngram_size: int = 0  # no n-gram of this length twice in a reply; 0: no limit
+    length_penalty: float = 1.0  # beams are compared by log-probability / length ** this
+
+    def __post_init__(self):
+        """Raise ValueError for a setting out of its range."""
+        for name, (lowest, highest) in RANGES.items():
+            if not lowest <= getattr(self, name) <= highest:
+                raise ValueError(f"{name} must be from {lowest} to {highest}, not {getattr(self, name)}")
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length {self.min_length} is above max_length {self.max_length}")
+
+    @property
+    def samples(self) -> bool:
+        """Whether chance decides: neither greedy nor beams."""
+        return not self.no_sample and self.num_beams == 1
+
+    def generation_config(self, tokenizer: DialogTokenizer, vocab_size: int = 0) -> GenerationConfig:
+        """Translate into transformers' terms, for a model of `vocab_size` output rows."""
+        options = {
+            "max_new_tokens": self.max_length,
+            "min_new_tokens": self.min_length,
+            "num_beams": self.num_beams,
+            "do_sample": self.samples,
+            # Any special token ends a reply, as published: after it the turn would be another's.
+            "eos_token_id": list(tokenizer.special_ids.values()),
+            "pad_token_id": tokenizer.pad_id,
+        }
+        # What stands for text without a token would show as "<unk>"; rows without one only pad the matrix.
+        unsayable = [tokenizer.vocab[UNKNOWN_TOKEN]] if UNKNOWN_TOKEN in tokenizer.vocab else []
+        if unsayable := [*unsayable, *range(len(tokenizer), vocab_size)]:
+            options["suppress_tokens"] = unsayable
+        if self.num_beams > 1:
+            # "never": search on while any beam could still beat the best; other rules stop at a guess.
+            options |= {"length_penalty": self.length_penalty, "early_stopping": "never"}
+        if self.samples:
+            options |= {"temperature": float(self.temperature), "top_k": self.top_k, "top_p": self.top_p or 1.0}
+        return GenerationConfig(**options)
+
+
+def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """Return a copy of logits (..., V) with -inf outside the `top_k` likeliest and the nucleus of `top_p`.
+
+    The nucleus is the smallest set of likeliest tokens whose probability reaches `top_p`; 0 sets no limit. Both warpers
+    are those that sampling applies.
+    """
+    flat = logits.reshape(-1, logits.shape[-1]).clone()
+    no_ids = torch.empty(len(flat), 0, dtype=torch.long)
+    return LogitsProcessorList(_filters(top_k, top_p))(no_ids, flat).view(logits.shape)
+
+
+def _filters(top_k: int, top_p: float) -> list[LogitsProcessor]:
+    filters: list[LogitsProcessor] = [TopKLogitsWarper(top_k)] if top_k else []
+    return [*filters, TopPLogitsWarper(top_p)] if top_p else filters
+
+
+class Generator(PreTrainedModel, GenerationMixin):
+    """Our language-model head in the shape that transformers' generation drives: one sequence a row, padded left."""
+
+    def __init__(self, model: DoubleHeadsModel):
+        config = model.config
+        super().__init__(
+            PretrainedConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.n_embd,
+                num_hidden_layers=config.n_layer,
+                num_attention_heads=config.n_head,
+                is_decoder=True,
+            )
+        )
+        self.model = model
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.transformer.tokens_embed.weight.device
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values=None,
+        **_,
+    ) -> CausalLMOutputWithPast:
+        """Return the logits (B, 1, V) of what follows ids (B, Q), the last Q of K in attention_mask (B, K)."""
+        if attention_mask is None:  # how generation says that nothing is padding
+            n_past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            attention_mask = input_ids.new_ones(len(input_ids), n_past + input_ids.shape[1])
+        # Real positions are one context, and padding, which sees only itself, is -1.
+        mask = tree_mask(attention_mask - 1, input_ids.shape[1])
+        logits = self.model.next_token_logits(input_ids, token_type_ids, position_ids, mask, past_key_values)
+        return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=past_key_values)
+
+
+class _NoRepeatNGramInReply(NoRepeatNGramLogitsProcessor):
+    """Blocks n-grams that the reply has already; the prompt's own must stay sayable, or no persona could be quoted."""
+
+    def __init__(self, ngram_size: int, prompt_length: int):
+        super().__init__(ngram_size)
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        blocked = super().__call__(input_ids[:, self.prompt_length :], scores)
+        # A reply that has used up all it may say goes on unblocked.
+        return torch.where(blocked.isneginf().all(dim=-1, keepdim=True), scores, blocked)
+
+
+class _DrawByPrompt(LogitsProcessor):
+    """Samples each row's next token itself, from a generator of its own, and leaves only that one possible."""
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int):
+        self.generators = [random.Random(f"{seed} {prompt.input_ids}") for prompt in prompts]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        cumulative = scores.float().softmax(-1).cumsum(-1)
+        # Above 0 and at most 1, so a token of no probability is never the first to reach it.
+        draws = torch.tensor([[1 - generator.random()] for generator in self.generators], device=scores.device)
+        drawn = (cumulative < draws * cumulative[:, -1:]).sum(-1, keepdim=True)
+        return torch.full_like(scores, -float("inf")).scatter(1, drawn, 0.0)
+
+
+class _TokenStream(BaseStreamer):
+    """Hands each new token to a function; generation calls it with the prompt first."""
+
+    def __init__(self, on_token: Callable[[int], None]):
+        self.on_token = on_token
+        self.prompt_seen = False
+
+    def put(self, value: Tensor) -> None:
+        if self.prompt_seen:
+            self.on_token(int(value.flatten()[-1]))
+        self.prompt_seen = True
+
+    def end(self) -> None:
+        pass
+
+
+class _StopWhen(StoppingCriteria):
+    """Ends generation where a function says so."""
+
+    def __init__(self, should_stop: Callable[[], bool]):
+        self.should_stop = should_stop
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
+        return torch.full((len(input_ids),), self.should_stop(), device=input_ids.device)
+
+
+@torch.inference_mode()
+def generate_replies(
+    model: DoubleHeadsModel,
+    tokenizer: DialogTokenizer,
+    prompts: Sequence[Prompt],
+    settings: DecodingSettings,
+    on_token: Callable[[int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    seed: int | None = None,
+) -> list[list[int]]:
+    """Return a reply's token ids, without special tokens, for each prompt.
+
+    Sampling draws from torch's global generator; given a `seed`, what is drawn for a prompt depends on the seed and the
+    prompt alone, so neither on the batch it is in nor on what was sampled before. `on_token`, for one prompt without
+    beams, is called with each token id as it is chosen; `should_stop` is asked after each and ends the reply early. A
+    reply also ends at the model's last position, which in a batch the longest prompt decides for all.
+    """
+    model.eval()
+    device = model.transformer.tokens_embed.weight.device
+    length = max(len(prompt.input_ids) for prompt in prompts)
+    paddings = [length - len(prompt.input_ids) for prompt in prompts]
+
+    def padded(key: str) -> Tensor:
+        rows = [[tokenizer.pad_id] * n + getattr(prompt, key) for n, prompt in zip(paddings, prompts, strict=True)]
+        return torch.tensor(rows, device=device)
+
+    n_used = 1 + max(prompt.position_ids[-1] for prompt in prompts)
+    rows = [[-1] * n + prompt.position_ids for n, prompt in zip(paddings, prompts, strict=True)]
+    positions = torch.tensor(rows, device=device)
+    assert n_used <= model.config.n_positions, f"{n_used} tokens exceed {model.config.n_positions} positions"
+    room = model.config.n_positions - n_used + 1  # the last token is read by nobody and needs no position
+    settings = replace(settings, max_length=min(settings.max_length, room), min_length=min(settings.min_length, room))
+    ngram_size = settings.no_repeat_ngram_size
+    processors: list[LogitsProcessor] = [_NoRepeatNGramInReply(ngram_size, length)] if ngram_size else []
+    if seed is not None and settings.samples:
+        processors += [TemperatureLogitsWarper(float(settings.temperature)), *_filters(settings.top_k, settings.top_p)]
+        processors.append(_DrawByPrompt(prompts, seed))
+        settings = replace(settings, no_sample=True)
+    sequences = Generator(model).generate(
+        input_ids=padded("input_ids"),
+        token_type_ids=padded("token_type_ids"),  # generation continues the last one, <speaker1>
+        position_ids=positions.clamp(min=0),
+        attention_mask=(positions >= 0).long(),
+        generation_config=settings.generation_config(tokenizer, model.config.vocab_size),
+        logits_processor=LogitsProcessorList(processors),
+        streamer=_TokenStream(on_token) if on_token else None,
+        stopping_criteria=StoppingCriteriaList([_StopWhen(should_stop)] if should_stop else []),
+    )
+    return [_until_special(reply, tokenizer) for reply in sequences[:, length:].tolist()]
+
+
+def _until_special(reply: list[int], tokenizer: DialogTokenizer) -> list[int]:
+    special = set(tokenizer.special_ids.values())
+    end = next((i for i, token in enumerate(reply) if token in special), len(reply))
+    return reply[:end]

@@ -1,0 +1,1 @@
+"""The ConvAI2 metrics, by ParlAI or without it."""

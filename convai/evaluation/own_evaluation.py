@@ -1,0 +1,143 @@
+"""hits@1, perplexity and F1 by our own implementation, on data of any form that training reads; needs no ParlAI."""
+
+import logging
+import random
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from convai.data.formats import Dialog, load_for_evaluation
+from convai.data.lost_text import LostText
+from convai.data.same_reply import without_twins
+from convai.data.store import DialogSplit, build_arrays
+from convai.dialog.agent import Context, DialogAgent
+from convai.errors import NoFigure
+from convai.evaluation.metrics import (
+    WordPerplexity,
+    count_words,
+    dictionary_texts,
+    f1_summands,
+    figures,
+    gold_rank,
+    hit_summands,
+    perplexity_summands,
+)
+from convai.options import chosen_seed
+from convai.training.updates import N_VALIDATION_DISTRACTORS
+
+logger = logging.getLogger(__name__)
+
+
+class Example(NamedTuple):
+    """One reply to evaluate, as text."""
+
+    context: Context
+    candidates: Sequence[str]
+
+    @property
+    def gold(self) -> str:
+        return self.candidates[-1]
+
+    @property
+    def n_characters(self) -> int:
+        """About how long its tree is: what batches are sorted by."""
+        return sum(map(len, [*self.context.persona, *self.context.history, *self.candidates]))
+
+
+class OwnEvaluation:
+    """The metrics by our own implementation, on data of any form that training reads."""
+
+    def __init__(self, args: Namespace):
+        self.name = args.dataset_path
+        self.batch_size = args.batch_size
+        self.max_history = args.max_history
+        self.seed = chosen_seed(vars(args))
+        self.train, self.valid = load_for_evaluation(args.dataset_path)
+        self.has_told_losses = False
+        logger.info("%s: %d dialogs to evaluate on", self.name, len(self.valid))
+
+    def start(self, eval_type: str, agent: DialogAgent) -> tuple[int, Iterator[dict[str, float]]]:
+        """Return the number of examples and an iterator that scores them, yielding the figures so far.
+
+        Raises NoFigure where there is nothing to rank: a single candidate is a hit by definition.
+        """
+        self.agent = agent
+        self._tell_losses()
+        examples = [
+            Example(Context(dialog["personality"], utterance["history"]), utterance["candidates"])
+            for dialog in self.valid
+            for utterance in dialog["utterances"]
+        ]
+        if eval_type == "hits@1":
+            examples = self._with_distractors(examples)
+        if eval_type == "ppl":
+            self.words = WordPerplexity(agent.tokenizer, count_words(dictionary_texts(self.train, self.valid)))
+            logger.info("dictionary: %d entries", self.words.n_entries)
+        return len(examples), self._steps(eval_type, examples)
+
+    def _steps(self, eval_type: str, examples: Sequence[Example]) -> Iterator[dict[str, float]]:
+        score = {"hits@1": self._hits, "ppl": self._perplexities, "f1": self._f1}[eval_type]
+        totals: Counter = Counter()
+        for batch in shuffled_batches(examples, self.batch_size):
+            for summands in score(batch):
+                totals.update(summands)
+            yield figures(totals)
+
+    def _hits(self, batch: Sequence[Example]) -> list[dict[str, float]]:
+        scores = self.agent.rank_batch([(example.context, example.candidates) for example in batch])
+        return [hit_summands(gold_rank(e.candidates, row, e.gold)) for e, row in zip(batch, scores, strict=True)]
+
+    def _perplexities(self, batch: Sequence[Example]) -> list[dict[str, float]]:
+        scores = self.words.score(self.agent, [(example.context, example.gold) for example in batch])
+        return list(map(perplexity_summands, scores))
+
+    def _f1(self, batch: Sequence[Example]) -> list[dict[str, float]]:
+        replies = self.agent.reply_batch([example.context for example in batch], self.seed)
+        return [f1_summands(reply, example.gold) for reply, example in zip(replies, batch, strict=True)]
+
+    def _with_distractors(self, examples: Sequence[Example]) -> list[Example]:
+        """Give each example the candidates that training's validation ranks.
+
+        Those that are the gold reply once more are left out; where it alone is left, distractors are drawn.
+        """
+        encode = cache(self.agent.tokenizer.encode)
+        examples = [e._replace(candidates=without_twins(e.candidates, [e.gold], encode)) for e in examples]
+        if any(len(example.candidates) == 1 for example in examples):
+            split = DialogSplit(build_arrays({"valid": self.valid}, self.agent.tokenizer), "valid")
+            for i, example in enumerate(examples):
+                if len(example.candidates) == 1:
+                    drawn = split.draw_distractors(i, N_VALIDATION_DISTRACTORS)
+                    examples[i] = example._replace(candidates=[*(examples[j].gold for j in drawn), example.gold])
+        n_single = sum(len(example.candidates) == 1 for example in examples)
+        if n_single == len(examples):
+            raise NoFigure(f"--dataset_path {self.name}: no example has candidates to rank, and other dialogs have no "
+                           "other replies to draw them from; hits@1 needs some.")  # fmt: skip
+        if n_single:
+            logger.warning("%d examples have a single candidate, which is a hit by definition", n_single)
+        return examples
+
+    def _tell_losses(self) -> None:
+        """Say once what the vocabulary cannot spell of the utterances: of candidates only the gold replies count."""
+        if self.has_told_losses:
+            return
+        self.has_told_losses = True
+        if sentence := LostText(self.agent.tokenizer).add_all(_texts(self.valid)).sentence():
+            logger.warning("%s", sentence)
+
+
+def _texts(dialogs: Sequence[Dialog]) -> Iterator[str]:
+    """Yield persona sentences, turns and gold replies."""
+    for dialog in dialogs:
+        yield from dialog["personality"]
+        for utterance in dialog["utterances"]:
+            yield from (*utterance["history"], utterance["candidates"][-1])
+
+
+def shuffled_batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
+    """Return batches of examples of similar length, in an order that makes those done at any time a fair sample."""
+    by_length = sorted(examples, key=lambda example: example.n_characters)
+    batches = [by_length[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+    random.Random(0).shuffle(batches)
+    return batches

@@ -1,0 +1,119 @@
+"""What an evaluation shows while it goes, prints and writes: our figures beside the published ones."""
+
+import json
+import math
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from convai.errors import UserError
+
+FIGURES = {
+    "hits@1": ["hits@1", "hits@5", "hits@10"],
+    "ppl": ["ppl", "ppl_all_pieces", "token_ppl", "n_words", "n_words_skipped", "n_tokens"],
+    "f1": ["f1"],
+}
+FINAL_LINES = {"hits@1": "FINAL Hits@1: {:.3f}", "ppl": "FINAL PPL: {:.2f}", "f1": "FINAL F1: {:.4f}"}
+PUBLISHED = {  # hits@1 in per cent, word perplexity, F1 in per cent
+    "published recipe": ("> 79", "20.5", "16.5"),
+    "released model": ("71.5", "-", "-"),
+    "published recipe, one GPU": ("75.0-76.1", "20.7", "16.59"),
+    "competition entry, validation": ("82.1", "17.51", "19.09"),
+    "best found anywhere": ("90.3", "-", "21.99"),
+}
+
+
+class Result(NamedTuple):
+    """The figures of one metric, over `n_done` of `n_total` examples where it was interrupted, or why it has none."""
+
+    figures: dict[str, float]
+    n_done: int
+    n_total: int
+    interrupted: bool
+    refusal: str = ""
+
+    @classmethod
+    def refused(cls, reason: str) -> "Result":
+        return cls({}, 0, 0, False, reason)
+
+
+def run(eval_type: str, n_total: int, steps: Iterator[dict[str, float]]) -> Result:
+    """Take all `steps`, each of which returns the figures so far, behind a progress bar; Ctrl-C ends them early."""
+    latest: dict[str, float] = {"n_examples": 0}
+    interrupted = False
+    bar_style = {"ncols": 100, "mininterval": 0.2 if sys.stderr.isatty() else 30}
+    with tqdm(total=n_total, desc=eval_type, unit=" examples", **bar_style) as bar:
+        try:
+            for latest in steps:
+                bar.set_postfix({eval_type: f"{latest[eval_type]:.4g}"}, refresh=False)
+                bar.update(int(latest["n_examples"]) - bar.n)
+        except KeyboardInterrupt:
+            interrupted = True
+    return Result(latest, int(latest["n_examples"]), n_total, interrupted)
+
+
+def print_final_line(eval_type: str, result: Result) -> None:
+    """Print the line that the published script ended with."""
+    if not result.figures.get("n_examples"):
+        print(f"{eval_type}: interrupted before anything was scored")
+        return
+    partial = f" (partial: {result.n_done} of {result.n_total} examples)" if result.interrupted else ""
+    print(FINAL_LINES[eval_type].format(result.figures[eval_type]) + partial, flush=True)
+
+
+def print_table(results: Mapping[str, Result], data: str) -> None:
+    """Print our figures beside the published ones."""
+    ours = {name: value for result in results.values() for name, value in result.figures.items()}
+
+    def cell(name: str, scale: float) -> str:
+        return f"{scale * ours[name]:.2f}" if name in ours else "-"
+
+    is_partial = any(result.interrupted for result in results.values())
+    n_examples = max(result.n_done for result in results.values())
+    rows = {"this run" + (" (partial)" if is_partial else ""): (cell("hits@1", 100), cell("ppl", 1), cell("f1", 100))}
+    print(f"\n{'':32}{'hits@1 %':>12}{'word ppl':>12}{'F1 %':>12}")
+    for label, cells in (rows | PUBLISHED).items():
+        print(f"{label:32}" + "".join(f"{value:>12}" for value in cells))
+    print(f"this run: {n_examples} examples of {data}; published: ConvAI2's 7,801, 20 candidates each")
+    if "hits@5" in ours:
+        print(f"hits@5 {cell('hits@5', 100)} %, hits@10 {cell('hits@10', 100)} %")
+    if "ppl" in ours:
+        print(f"word perplexity over all pieces of a word (the honest definition): {cell('ppl_all_pieces', 1)}")
+        print(
+            f"words scored: {ours['n_words']:.0f}, skipped, as the dictionary lacks them: {ours['n_words_skipped']:.0f}"
+        )
+        print(f"token perplexity (per BPE token; not to be compared with those per word): {cell('token_ppl', 1)}")
+
+
+def check_output(path: str) -> None:
+    """Refuse an --output that cannot be written before hours are spent."""
+    if not path:
+        return
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        open(path, "a").close()
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written ({error.strerror}); choose another file.") from error
+
+
+def write_json(args: Namespace, results: Mapping[str, Result], data: str) -> None:
+    """Write options, figures and the published figures to `--output`."""
+    content = {
+        "data": data,
+        "options": vars(args),
+        "partial": any(result.interrupted for result in results.values()),
+        "results": {
+            name: {"n_total": result.n_total}
+            | ({"refusal": result.refusal} if result.refusal else {})
+            | {key: value if math.isfinite(value) else None for key, value in result.figures.items()}
+            for name, result in results.items()
+        },
+        "published": {
+            label: dict(zip(("hits@1 %", "word ppl", "F1 %"), cells, strict=True)) for label, cells in PUBLISHED.items()
+        },
+    }
+    Path(args.output).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Files: downloads, archives, where a checkpoint is."""

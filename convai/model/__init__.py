@@ -1,0 +1,1 @@
+"""Text to tokens, tokens to scores: vocabularies, the double-heads models, their weights."""

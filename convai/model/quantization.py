@@ -1,0 +1,73 @@
+"""Models made smaller for chat and evaluation: bf16 weights, or int8 weights on CPUs.
+
+A reply's tokens are computed one at a time, and each reads all weights: the fewer bytes they take, the faster it is.
+
+int8 is dynamic quantization: weights are rounded once, to 8 bits with a scale for each output; what comes in is rounded
+on the way, with a scale for each token, and products are exact sums of integers. (Vector-wise quantization in Dettmers
+et al., 2022, arXiv 2208.07339; without their separate treatment of outliers.) The embedding look-up, LayerNorm and the
+multiple-choice head stay in fp32.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from convai.device import warn_if_bf16_is_slow
+from convai.errors import UserError
+from convai.model.double_heads import DoubleHeadsModel
+from convai.model.transformer import Conv1D
+
+PRECISIONS = ("fp32", "bf16", "int8")
+
+
+def lower_precision(model: DoubleHeadsModel, precision: str) -> DoubleHeadsModel:
+    """Turn a model, in place, into one for inference only; `precision` is one of PRECISIONS.
+
+    Raises ValueError for any other, UserError for int8 where device or this build of torch cannot compute with it.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision == "bf16":
+        warn_if_bf16_is_slow(model.device)
+        model.to(torch.bfloat16)
+    elif precision == "int8":
+        if model.device.type != "cpu":
+            raise UserError(f"--int8 is for CPUs, but the model is on {model.device}; give --device cpu, or --bf16.")
+        _quantize(model)
+    return model
+
+
+def _quantize(model: DoubleHeadsModel) -> None:
+    for module in list(model.transformer.h.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Conv1D):
+                setattr(module, name, Int8Linear(child.weight.detach().t(), child.bias.detach()))
+    model.lm_head = Int8Linear(model.transformer.tokens_embed.weight.detach())
+
+
+class Int8Linear(nn.Module):
+    """A linear map by 8-bit integers; its weights cannot be saved or trained."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        """`weight` is (O, I), `bias` (O,)."""
+        super().__init__()
+        scale = weight.abs().amax(dim=1).clamp(min=1e-12).double() / 127
+        integers = (weight / scale[:, None]).round().to(torch.int8)
+        zeros = torch.zeros(len(scale), dtype=torch.long)
+        with warnings.catch_warnings():  # torch 2.13 announces another way to make such tensors, but has none yet
+            warnings.simplefilter("ignore")
+            quantized = torch._make_per_channel_quantized_tensor(integers, scale, zeros, 0)
+        try:
+            self.packed = torch.ops.quantized.linear_prepack(quantized, None)
+        except RuntimeError as error:
+            raise UserError(f"--int8 cannot be used here ({str(error).splitlines()[0]}); leave it out.") from error
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., O) of x (..., I)."""
+        # The kernel has one scale for all rows: with the largest entry of each at 1 that scale suits them all.
+        largest = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12)
+        # 7 bits of the inputs, or sums of pairs overflow 16 bits on CPUs without VNNI.
+        y = torch.ops.quantized.linear_dynamic(x / largest, self.packed, True)
+        return y * largest if self.bias is None else torch.addcmul(self.bias, y, largest)

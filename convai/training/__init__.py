@@ -1,0 +1,1 @@
+"""What a run consists of: updates, validations, checkpoints, going on with it."""

@@ -1,0 +1,183 @@
+"""The model card: README.md in a run folder, in the hub's format, so that a run can be uploaded as it is."""
+
+import json
+import logging
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from convai.data.formats import PERSONACHAT_URL
+from convai.data.tables import HUB_PREFIX
+from convai.io.pretrained import SHORT_NAMES
+from convai.training.validations import after_an_update, best_of, read_validations, shown
+
+ROOT = Path(__file__).resolve().parents[2]
+MARK = "<!-- written by train.py, which replaces it after each validation; remove this line to keep your changes -->"
+# Options that say where things lie or how fast they go, not what the model is.
+UNTOLD_OPTIONS = {
+    "compile",
+    "dataset_cache",
+    "device",
+    "local_rank",
+    "num_workers",
+    "n_saved",
+    "output_dir",
+    "resume",
+    "save_every",
+    "set_aside",
+}
+
+USE = """\
+## Use
+
+With the code of transfer-learning-conv-ai, in this folder's place:
+
+```bash
+python interact.py --model_checkpoint FOLDER
+```
+
+`config.json`, `model.safetensors` and the vocabulary have the layout of transformers' `{model_class}`. Its
+input is persona, history and reply with the tokens `<bos> <eos> <speaker1> <speaker2>`, token types by speaker; the
+code's `utils.build_input_from_segments` builds it."""
+
+LIMITS = """\
+## Limits
+
+- It makes things up. What the persona does not say is invented, and may contradict what was said before.
+- It knows only the last turns of the dialog, and nothing of the world but what pre-training and dialogs left in it.
+- It talks like its training dialogs. PersonaChat's were written by crowd workers who played the persons: short small
+  talk in English, eager to tell of oneself and to ask.
+- Nothing filters its replies. It repeats the prejudices of its training text and can be led to offensive ones: not fit
+  for advice, nor for use by people who do not know that they talk to a machine."""
+
+logger = logging.getLogger(__name__)
+
+
+def write_model_card(run: Path, facts: dict | None = None) -> None:
+    """Write RUN/README.md from the run's config.json, arguments.json and metrics.jsonl; `facts` are listed as they are.
+
+    One that was not written here, or whose first lines a user has changed, is left alone. A card that cannot be written
+    is a warning, no reason to end a training run.
+    """
+    path = run / "README.md"
+    try:
+        if path.is_file() and MARK not in path.read_text(encoding="utf-8"):
+            logger.info("%s is not ours and is left as it is", path)
+            return
+        aside = run / "README.md.tmp"
+        aside.write_text(model_card(run, facts or {}), encoding="utf-8")
+        aside.replace(path)
+    except (OSError, ValueError) as error:
+        logger.warning("the model card %s could not be written (%s)", path, error)
+
+
+def model_card(run: Path, facts: dict) -> str:
+    """Return the text of a run's card."""
+    config, options = (json.loads((run / name).read_text("utf-8-sig")) for name in ("config.json", "arguments.json"))
+    validations = read_validations(run)
+    best = best_validation(validations, options)
+    model_class = config.get("architectures", ["DoubleHeadsModel"])[0]
+    sections = [
+        front_matter(run.resolve().name, config, options, best),
+        MARK,
+        f"# {run.resolve().name}",
+        "A dialog agent with a persona, trained as in TransferTransfo (Wolf et al., 2019, arXiv 1901.08149): "
+        f"{origin(options)}, with a language-model loss on the gold reply and a loss for picking it out of several "
+        "candidates.",
+        USE.format(model_class=model_class),
+        f"## Data\n\n{data_of(options)}",
+        f"## Figures\n\n{figures(validations, best)}",
+        f"## Training\n\n{training(config, options, facts)}",
+        LIMITS,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def best_validation(validations: list[dict], options: dict) -> dict:
+    """Return the validation whose weights the folder holds: the best one after an update."""
+    return best_of(after_an_update(validations) or validations, options.get("best_metric", "hits@1"))
+
+
+def front_matter(name: str, config: dict, options: dict, best: dict) -> str:
+    """Return the metadata that the hub reads, in YAML (of which JSON is a part)."""
+    data = options["dataset_path"]
+    on_hub = data.removeprefix(HUB_PREFIX) if data.startswith(HUB_PREFIX) else ""
+    metadata = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["conversational", "persona", "transfertransfo", config["model_type"]],
+    }
+    if base := base_model(options):
+        metadata["base_model"] = base
+    if on_hub:
+        metadata["datasets"] = [on_hub]
+    if not data or on_hub.endswith("persona-chat") or data == "example":
+        metadata["language"] = ["en"]
+    dataset = {"name": data_name(data), "type": on_hub or data_name(data).lower().replace(" ", "-")}
+    metrics = [{"type": key, "value": round(best[key], 4)} for key in ("hits@1", "perplexity") if best[key] is not None]
+    result = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
+    metadata["model-index"] = [{"name": name, "results": [result]}]
+    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()), "---"])
+
+
+def base_model(options: dict) -> str:
+    """Return the hub's name of the model that was fine-tuned; "" for a local one or new weights."""
+    name = options["model_checkpoint"]
+    return "" if options.get("from_scratch") else SHORT_NAMES.get(name, "")
+
+
+def origin(options: dict) -> str:
+    if options.get("from_scratch"):
+        return "new weights trained from scratch"
+    return f"`{base_model(options) or options['model_checkpoint']}` fine-tuned"
+
+
+def data_name(dataset_path: str) -> str:
+    if not dataset_path:
+        return "PersonaChat"
+    return "embedded example set" if dataset_path == "example" else Path(dataset_path).name
+
+
+def data_of(options: dict) -> str:
+    data = options["dataset_path"]
+    if not data:
+        return f"PersonaChat (Zhang et al., 2018, arXiv 1801.07243), `{PERSONACHAT_URL}`."
+    if data == "example":
+        return "The example set that comes with the code: generated dialogs of a small world, no real persons."
+    return f"`{data}` (`--dataset_path`)."
+
+
+def figures(validations: list[dict], best: dict) -> str:
+    """Return a table of the validations; the weights are those of the one marked."""
+    rows = ["| updates | epoch | hits@1 | perplexity per token |", "|---|---|---|---|"]
+    for validation in validations:
+        bold = "**" if validation is best else ""
+        row = f"| {bold}{validation['updates']}{bold} | {validation['epoch']} | {shown(validation['hits@1'])} "
+        rows.append(f"{row}| {validation['perplexity']:.3f} |")
+    note = "On the validation split, over all its candidates; in bold the weights in this folder."
+    if best["hits@1"] is None:
+        note += " A dash: candidates could not be ranked, so perplexity decided."
+    return "\n".join([*rows, "", note])
+
+
+def training(config: dict, options: dict, facts: dict) -> str:
+    """Return sizes, options, facts of the run and versions as a list."""
+    told = {name: value for name, value in options.items() if name not in UNTOLD_OPTIONS and value not in (None, "")}
+    lines = [f"- model: {config['model_type']}, {config['n_layer']} layers of width {config['n_embd']}"]
+    lines += [f"- {name}: {value}" for name, value in facts.items()]
+    lines.append("- options: " + ", ".join(f"`{name} {value}`" for name, value in told.items()))
+    lines.append(f"- code: {code_version()}, torch {version('torch')}, transformers {version('transformers')}")
+    return "\n".join(lines)
+
+
+def code_version() -> str:
+    """Return the commit of this code, marked where files have been changed since."""
+    if not (ROOT / ".git").exists():  # an image or an unpacked archive, perhaps within another repository
+        return "not under version control"
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return (
+            f"commit {subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()}"
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "of unknown version"
