@@ -4,6 +4,7 @@ torchrun and torch.distributed.launch tell each process its rank through the env
 through ignite.distributed, which does nothing where there is but one.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ def process_group(device_name: str, local_rank: int = -1) -> Iterator[torch.devi
     join("nccl" if is_cuda else "gloo")
     # After an exception the group is left as it is: to leave it in order would take the other ranks.
     yield device
+    # The trainer's reference cycles keep the group's threads alive until the interpreter is torn down, when they may
+    # abort the process of a run that is done: free them first.
+    gc.collect()
     idist.finalize()
 
 
