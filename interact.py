@@ -14,7 +14,7 @@ import random
 import re
 import sys
 from argparse import Namespace
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from convai.data.example_world import example_dataset
@@ -25,7 +25,7 @@ from convai.dialog.terminal import Terminal, plain_line, settled
 from convai.errors import UserError, report_user_errors
 from convai.io.pretrained import locate_finetuned, read_text
 from convai.model.tokenization import join_punctuation
-from convai.options import chat_parser, chosen_seed, precision_of
+from convai.options import chat_parser
 
 COMMANDS = {
     "help": ("", "list the commands"),
@@ -48,7 +48,10 @@ def main() -> None:
     persona = given_persona(args)
     folder = locate_finetuned(args.model, args.model_checkpoint)
     print(f"loading {folder} ...", file=sys.stderr, flush=True)
-    agent = load_agent(args, folder)
+    # This import takes seconds, so it comes after all that can be refused without it.
+    from convai.dialog.loading import load_agent
+
+    agent = load_agent(folder, vars(args))
     personas = load_personas(args, folder, agent.tokenizer)
     agent.persona = draw_persona(personas, rng) if persona is None else persona
     terminal = Terminal()
@@ -86,30 +89,6 @@ def given_persona(args: Namespace) -> list[str] | None:
     if not persona:
         raise UserError("--personality holds no sentence; use --no_personality to chat without a persona.")
     return persona
-
-
-def load_agent(args: Namespace, folder: Path):
-    """Return the dialog agent of a checkpoint folder, set up as the options say."""
-    # These imports take seconds, so they come after all that can be refused without them.
-    from convai.dialog.agent import DialogAgent
-    from convai.dialog.decoding import DecodingSettings
-
-    try:
-        settings = DecodingSettings(**{field.name: getattr(args, field.name) for field in fields(DecodingSettings)})
-    except ValueError as error:
-        raise UserError(f"{error}; see --help.") from error
-    agent = DialogAgent.load(
-        folder,
-        device=args.device,
-        precision=precision_of(vars(args)),
-        tokenization=args.tokenization,
-        dialog_token_ids=args.dialog_token_ids,
-        max_history=args.max_history,
-        settings=settings,
-        seed=chosen_seed(vars(args)),
-    )
-    agent.tokenizer.encode("hello")  # imports spaCy, which the first reply should not have to wait for
-    return agent
 
 
 def load_personas(args: Namespace, folder: Path, tokenizer) -> list[list[str]]:

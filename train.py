@@ -36,7 +36,7 @@ from convai.data.store import DialogSplit
 from convai.io.pretrained import locate_checkpoint
 from convai.model.config import ModelConfig
 from convai.model.double_heads import DoubleHeadsModel, load_model
-from convai.model.tokenization import DialogTokenizer, load_tokenizer
+from convai.model.tokenization import SPECIAL_TOKENS, DialogTokenizer, load_tokenizer
 from convai.training import resume
 from convai.training.checkpoint import Checkpoints, TrainingParts, create_run_folder
 from convai.training.distributed import from_first_rank, is_first_rank, process_group
@@ -47,7 +47,9 @@ from convai.training.run_control import RunControl
 from convai.training.run_folder import check_is_free
 from convai.training.trainer import Trainer, UpdateResult, gold_columns, tree_losses
 from convai.training.updates import RunSize, TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
-from utils import get_dataset
+from utils import build_input_from_segments, get_dataset
+
+__all__ = ["SPECIAL_TOKENS", "build_input_from_segments", "get_data_loaders", "train"]  # as published
 
 logger = logging.getLogger("train")
 

@@ -6,13 +6,10 @@ A checkpoint is written aside, forced to disk and renamed, so whenever a run is 
 import logging
 import os
 import random
-import re
 import shutil
-import socket
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +30,7 @@ from convai.training.run_folder import (
     begin_again,
     check_is_free,
     checkpoint_folder,
+    default_run_folder,
     list_checkpoints,
     make_numbered,
     set_aside,
@@ -54,7 +52,7 @@ def create_run_folder(args: Namespace, tokenizer: DialogTokenizer, train: Dialog
     there already is set aside where `--set_aside` says so; with `begins_again` it is this run itself, which had no
     checkpoint yet. Raises UserError where the folder is taken or cannot be written.
     """
-    run = Path(args.output_dir or Path("runs") / default_name(args))
+    run = Path(args.output_dir or default_run_folder(args.model_checkpoint))
     personas = [[tokenizer.decode(sentence) for sentence in persona] for persona in sample_personas(train)]
     try:
         if not args.output_dir:
@@ -74,12 +72,6 @@ def create_run_folder(args: Namespace, tokenizer: DialogTokenizer, train: Dialog
         ) from error
     logger.info("run folder: %s", run)
     return run
-
-
-def default_name(args: Namespace) -> str:
-    """Return "<date>_<time>_<host>_<model>"."""
-    model_name = re.sub(r"[^\w.-]+", "_", Path(args.model_checkpoint).name) or "model"
-    return f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}_{model_name}"
 
 
 def sample_personas(split: DialogSplit) -> list[list[TokenIds]]:
