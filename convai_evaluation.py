@@ -21,7 +21,6 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from convai.data.formats import Dialog
 from convai.data.parlai_text import take_persona
 from convai.data.same_reply import without_twins
 from convai.dialog.agent import Context, DialogAgent
-from convai.dialog.decoding import DecodingSettings
 from convai.evaluation.metrics import (
     OFFICIAL_N_ENTRIES,
     WordPerplexity,
@@ -42,15 +40,7 @@ from convai.evaluation.metrics import (
 from convai.evaluation.own_evaluation import OwnEvaluation
 from convai.evaluation.report import FIGURES, Result, check_output, print_final_line, print_table, run, write_json
 from convai.io.pretrained import locate_finetuned
-from convai.options import (
-    EVAL_TYPES,
-    add_decoding_options,
-    add_device_option,
-    add_input_options,
-    add_precision_options,
-    chosen_seed,
-    precision_of,
-)
+from convai.options import AgentOptions, ParlaiOptions, add_options, chosen_seed
 
 logger = logging.getLogger("convai_evaluation")
 
@@ -98,18 +88,15 @@ def evaluate(evaluation, agent: DialogAgent, eval_types: Sequence[str]) -> dict[
 
 def load_agent(options: Mapping[str, Any], model: str = "openai-gpt") -> DialogAgent:
     """Load the model and set it up as the options say; UserError where they are out of range."""
-    try:
-        settings = DecodingSettings(**{field.name: options[field.name] for field in fields(DecodingSettings)})
-    except ValueError as error:
-        raise UserError(f"{error}; see --help.") from error
+    own = AgentOptions.of(options)
     agent = DialogAgent.load(
         locate_finetuned(model, options["model_checkpoint"]),
-        device=options["device"],
-        precision=precision_of(options),
-        tokenization=options["tokenization"],
-        dialog_token_ids=options["dialog_token_ids"],
-        max_history=options["max_history"],
-        settings=settings,
+        device=own.device,
+        precision=own.precision,
+        tokenization=own.tokenization,
+        dialog_token_ids=own.dialog_token_ids,
+        max_history=own.max_history,
+        settings=own.decoding_settings(),
     )
     agent.tokenizer.encode("hello")  # imports spaCy, which the first examples should not have to wait for
     return agent
@@ -258,22 +245,7 @@ class _TransformerAgent:
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
         """Add the options that ParlAI's own commands take for this agent."""
-        group = parser.add_argument_group("TransformerAgent")
-        group.add_argument(
-            "--eval_type",
-            nargs="+",
-            choices=EVAL_TYPES,
-            default=["hits@1"],
-            help="rank the candidates, score the gold reply's words, generate a reply; where neither of the first two "
-            "is possible, a reply is generated",
-        )
-        group.add_argument(
-            "--model_checkpoint", default="", metavar="MODEL", help="folder of a fine-tuned model (default: released)"
-        )
-        add_input_options(group)
-        add_device_option(group)
-        add_precision_options(group)
-        add_decoding_options(group)
+        add_options(parser.add_argument_group("TransformerAgent"), ParlaiOptions)
         parser.set_defaults(seed=42)
         return parser
 

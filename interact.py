@@ -13,8 +13,7 @@ import os
 import random
 import re
 import sys
-from argparse import Namespace
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from convai.data.example_world import example_dataset
@@ -25,7 +24,7 @@ from convai.dialog.terminal import Terminal, plain_line, settled
 from convai.errors import UserError, report_user_errors
 from convai.io.pretrained import locate_finetuned, read_text
 from convai.model.tokenization import join_punctuation
-from convai.options import chat_parser, chosen_seed, precision_of
+from convai.options import ChatOptions, chat_parser
 
 COMMANDS = {
     "help": ("", "list the commands"),
@@ -67,7 +66,7 @@ def set_up_logging() -> None:
         logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
-def given_persona(args: Namespace) -> list[str] | None:
+def given_persona(args: ChatOptions) -> list[str] | None:
     """Return the sentences that the options ask for; None where a persona is to be drawn."""
     if args.no_personality:
         if args.personality:
@@ -88,31 +87,26 @@ def given_persona(args: Namespace) -> list[str] | None:
     return persona
 
 
-def load_agent(args: Namespace, folder: Path):
+def load_agent(args: ChatOptions, folder: Path):
     """Return the dialog agent of a checkpoint folder, set up as the options say."""
     # These imports take seconds, so they come after all that can be refused without them.
     from convai.dialog.agent import DialogAgent
-    from convai.dialog.decoding import DecodingSettings
 
-    try:
-        settings = DecodingSettings(**{field.name: getattr(args, field.name) for field in fields(DecodingSettings)})
-    except ValueError as error:
-        raise UserError(f"{error}; see --help.") from error
     agent = DialogAgent.load(
         folder,
         device=args.device,
-        precision=precision_of(vars(args)),
+        precision=args.precision,
         tokenization=args.tokenization,
         dialog_token_ids=args.dialog_token_ids,
         max_history=args.max_history,
-        settings=settings,
-        seed=chosen_seed(vars(args)),
+        settings=args.decoding_settings(),
+        seed=args.sampling_seed,
     )
     agent.tokenizer.encode("hello")  # imports spaCy, which the first reply should not have to wait for
     return agent
 
 
-def load_personas(args: Namespace, folder: Path, tokenizer) -> list[list[str]]:
+def load_personas(args: ChatOptions, folder: Path, tokenizer) -> list[list[str]]:
     """Return personas to draw from: of the data set given, else stored with the checkpoint, else of the example set."""
     if args.dataset_path:
         from utils import get_dataset

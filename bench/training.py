@@ -13,7 +13,7 @@ from bench.setting import DTYPES, Setting, longest_sequence
 from convai.data.inputs import CandidateTree
 from convai.data.store import Example
 from convai.model.double_heads import DoubleHeadsModel
-from convai.options import training_parser
+from convai.options import TrainingOptions
 from convai.training.interruption import Interruption
 from convai.training.updates import TreeDataset, UpdateSampler, collate_update
 from train import create_trainer, prepare_parts, tree_losses
@@ -64,8 +64,7 @@ def train(setting: Setting) -> list[dict[str, Any]]:
 def our_updates(setting: Setting, model: DoubleHeadsModel, dataset: TreeDataset, indices: list[int]) -> Callable:
     """Return a function that makes one update as train.py does, from building the trees on."""
     n = len(indices)
-    args = training_parser().parse_args([])
-    args.train_batch_size, args.bf16 = setting.options.batch_size, setting.options.dtype == "bf16"
+    args = TrainingOptions(train_batch_size=setting.options.batch_size, bf16=setting.options.dtype == "bf16")
     parts = prepare_parts(args, model, dataset.inputs.tokenizer, 1000, setting.device)
     trainer = create_trainer(args, parts, UpdateSampler(n, n, args.seed), setting.device, Interruption())
 

@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import socket
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -25,6 +24,7 @@ from convai.data.store import DialogSplit, TokenIds
 from convai.errors import UserError
 from convai.model.double_heads import DoubleHeadsModel, save_model
 from convai.model.tokenization import DialogTokenizer
+from convai.options import TrainingOptions
 from convai.training.precision import Precision
 from convai.training.run_folder import (
     ARGUMENTS_FILE,
@@ -46,7 +46,9 @@ logger = logging.getLogger(__name__)
 N_STORED_PERSONAS = 100
 
 
-def create_run_folder(args: Namespace, tokenizer: DialogTokenizer, train: DialogSplit, begins_again: bool) -> Path:
+def create_run_folder(
+    args: TrainingOptions, tokenizer: DialogTokenizer, train: DialogSplit, begins_again: bool
+) -> Path:
     """Make the folder of this run, named by time, host and model unless `--output_dir` names it.
 
     It holds readable arguments, the vocabulary, and a sample of personas, so that the chat needs no data set. What is
@@ -75,7 +77,7 @@ def create_run_folder(args: Namespace, tokenizer: DialogTokenizer, train: Dialog
     return run
 
 
-def default_name(args: Namespace) -> str:
+def default_name(args: TrainingOptions) -> str:
     """Return "<date>_<time>_<host>_<model>"."""
     model_name = re.sub(r"[^\w.-]+", "_", Path(args.model_checkpoint).name) or "model"
     return f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}_{model_name}"
