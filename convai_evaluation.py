@@ -32,7 +32,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     check_output(args.output)
     evaluation = OwnEvaluation(args) if args.dataset_path else ParlaiEvaluation(args, for_parlai)
-    agent = load_agent(locate_finetuned(args.model, args.model_checkpoint), vars(args))
+    agent = load_agent(locate_finetuned(args.model, args.model_checkpoint), args)
     results = evaluate(evaluation, agent, args.eval_type)
     refusals = [f"{eval_type}: {result.refusal}" for eval_type, result in results.items() if result.refusal]
     if len(refusals) < len(results):

@@ -2,7 +2,6 @@
 
 import logging
 import random
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -24,7 +23,7 @@ from convai.evaluation.metrics import (
     hit_summands,
     perplexity_summands,
 )
-from convai.options import chosen_seed
+from convai.options import EvaluationOptions
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +47,11 @@ class GoldReply(NamedTuple):
 class OwnEvaluation:
     """The metrics by our own implementation, on data of any form that training reads."""
 
-    def __init__(self, args: Namespace):
+    def __init__(self, args: EvaluationOptions):
         self.name = args.dataset_path
         self.batch_size = args.batch_size
         self.max_history = args.max_history
-        self.seed = chosen_seed(vars(args))
+        self.seed = args.sampling_seed
         self.train, self.valid = load_for_evaluation(args.dataset_path)
         self.has_told_losses = False
         logger.info("%s: %d dialogs to evaluate on", self.name, len(self.valid))

@@ -17,14 +17,7 @@ from convai.errors import report_user_errors
 from convai.evaluation.metrics import ReplyScore, WordPerplexity, best_first, perplexity, perplexity_summands
 from convai.evaluation.parlai_task import turns_of, word_perplexity
 from convai.io.pretrained import locate_finetuned
-from convai.options import (
-    EVAL_TYPES,
-    add_decoding_options,
-    add_device_option,
-    add_input_options,
-    add_precision_options,
-    chosen_seed,
-)
+from convai.options import AgentOptions, ParlaiOptions, add_options, chosen_seed
 
 
 class TransformerAgent(Agent):
@@ -36,22 +29,7 @@ class TransformerAgent(Agent):
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
         """Add the options that ParlAI's own commands take for this agent."""
-        group = parser.add_argument_group("TransformerAgent")
-        group.add_argument(
-            "--eval_type",
-            nargs="+",
-            choices=EVAL_TYPES,
-            default=["hits@1"],
-            help="rank the candidates, score the gold reply's words, generate a reply; where neither of the first two "
-            "is possible, a reply is generated",
-        )
-        group.add_argument(
-            "--model_checkpoint", default="", metavar="MODEL", help="folder of a fine-tuned model (default: released)"
-        )
-        add_input_options(group)
-        add_device_option(group)
-        add_precision_options(group)
-        add_decoding_options(group)
+        add_options(parser.add_argument_group("TransformerAgent"), ParlaiOptions)
         parser.set_defaults(seed=42)
         return parser
 
@@ -161,7 +139,7 @@ def gold_of(observation: Mapping[str, Any]) -> str | None:
 
 def load(opt: Mapping[str, Any]) -> DialogAgent:
     """Load the agent that ParlAI's options ask for; without a checkpoint the released one."""
-    return load_agent(locate_finetuned("openai-gpt", opt["model_checkpoint"]), opt)
+    return load_agent(locate_finetuned("openai-gpt", opt["model_checkpoint"]), AgentOptions.of(opt))
 
 
 class Perplexity(AverageMetric):

@@ -7,7 +7,6 @@ import copy
 import logging
 import sys
 import warnings
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from convai.dialog.agent import DialogAgent
 from convai.errors import NoFigure, UserError
 from convai.evaluation.metrics import OFFICIAL_N_ENTRIES, WordPerplexity, count_words, dictionary_texts
 from convai.evaluation.report import FIGURES
+from convai.options import EvaluationOptions
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ CONVAI2_URL = "http://parl.ai/downloads/convai2/convai2_fix_723.tgz"
 class ParlaiEvaluation:
     """The metrics by ParlAI's worlds and teachers; perplexity, which ParlAI no longer has, is the agent's own."""
 
-    def __init__(self, args: Namespace, for_parlai: Sequence[str]):
+    def __init__(self, args: EvaluationOptions, for_parlai: Sequence[str]):
         import_parlai()
         self.opt = parlai_options(args, for_parlai)
         self.name = self.opt["task"]
@@ -91,7 +91,7 @@ def import_parlai() -> None:
     parlai.utils.logging.set_log_level(logging.WARNING)
 
 
-def parlai_options(args: Namespace, for_parlai: Sequence[str]) -> dict[str, Any]:
+def parlai_options(args: EvaluationOptions, for_parlai: Sequence[str]) -> dict[str, Any]:
     """Return ParlAI's options with ours among them: what the agent reads."""
     from parlai.core.params import ParlaiParser
 

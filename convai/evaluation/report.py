@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from convai.errors import UserError
+from convai.options import EvaluationOptions
 
 FIGURES = {
     "hits@1": ["hits@1", "hits@5", "hits@10"],
@@ -100,7 +100,7 @@ def check_output(path: str) -> None:
         raise UserError(f"--output {path} cannot be written ({error.strerror}); choose another file.") from error
 
 
-def write_json(args: Namespace, results: Mapping[str, Result], data: str) -> None:
+def write_json(args: EvaluationOptions, results: Mapping[str, Result], data: str) -> None:
     """Write options, figures and the published figures to `--output`."""
     content = {
         "data": data,

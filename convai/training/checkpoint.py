@@ -7,7 +7,6 @@ import logging
 import os
 import random
 import shutil
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from convai.data.store import DialogSplit, TokenIds
 from convai.errors import UserError
 from convai.model.double_heads import DoubleHeadsModel, save_model
 from convai.model.tokenization import DialogTokenizer
+from convai.options import TrainingOptions
 from convai.training.precision import Precision
 from convai.training.run_folder import (
     ARGUMENTS_FILE,
@@ -45,7 +45,9 @@ logger = logging.getLogger(__name__)
 N_STORED_PERSONAS = 100
 
 
-def create_run_folder(args: Namespace, tokenizer: DialogTokenizer, train: DialogSplit, begins_again: bool) -> Path:
+def create_run_folder(
+    args: TrainingOptions, tokenizer: DialogTokenizer, train: DialogSplit, begins_again: bool
+) -> Path:
     """Make the folder of this run, named by time, host and model unless `--output_dir` names it.
 
     It holds readable arguments, the vocabulary, and a sample of personas, so that the chat needs no data set. What is
