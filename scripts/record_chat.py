@@ -74,6 +74,7 @@ def typed(lines: Sequence[str]) -> Iterator[tuple[float, bytes]]:
     bash = pexpect.spawn(
         "bash", ["--norc", "--noprofile"], cwd=ROOT, env={**os.environ, **own}, dimensions=(ROWS, COLUMNS)
     )
+    bash.delaybeforesend = None
     rng = random.Random(0)
     started = time.monotonic()
 
@@ -94,7 +95,7 @@ def typed(lines: Sequence[str]) -> Iterator[tuple[float, bytes]]:
     for i, line in enumerate(lines):
         for character in line:
             bash.send("\r" if character == "\n" else character)
-            yield from arriving(rng.uniform(0.03, 0.09) if i else 0.025)
+            yield from arriving(rng.uniform(0.05, 0.12) if i else 0.04)
         # The model takes seconds to load, a tiny model's reply does not.
         yield from arriving(1.6 if i else 60, until=b"" if i else b"leaves.")
     bash.close(force=True)

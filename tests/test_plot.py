@@ -42,9 +42,9 @@ def test_the_table_has_a_row_for_each_benchmark_and_precision():
     ]
 
 
-def test_the_readme_shows_the_stored_results():
+def test_the_page_on_performance_shows_the_stored_results():
     results = sorted((ROOT / "bench" / "results").glob("*.jsonl"))
-    assert plot.table(plot.read_reports(results)) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert plot.table(plot.read_reports(results)) in (ROOT / "docs/performance.md").read_text(encoding="utf-8")
 
 
 def test_a_plot_of_one_benchmark_alone(tmp_path):
