@@ -40,7 +40,7 @@ from convai.evaluation.metrics import (
     perplexity_summands,
 )
 from convai.evaluation.own_evaluation import OwnEvaluation
-from convai.evaluation.report import FIGURES, Result, check_output, print_final_line, print_table, run, write_json
+from convai.evaluation.report import FIGURES, Result, check_output, print_final_line, print_table, run, write_results
 from convai.io.pretrained import locate_finetuned
 from convai.options import (
     EVAL_TYPES,
@@ -72,7 +72,7 @@ def main() -> None:
     if len(refusals) < len(results):
         print_table(results, evaluation.name)
         if args.output:
-            write_json(args, results, evaluation.name)
+            write_results(args, results, evaluation.name)
     if any(result.interrupted for result in results.values()):
         sys.exit(130)
     if refusals:

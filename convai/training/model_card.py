@@ -8,6 +8,7 @@ from pathlib import Path
 
 from convai.data.formats import PERSONACHAT_URL
 from convai.data.tables import HUB_PREFIX
+from convai.io.files import write_text
 from convai.io.pretrained import SHORT_NAMES
 from convai.training.validations import after_an_update, best_of, read_validations, shown
 
@@ -64,9 +65,7 @@ def write_model_card(run: Path, facts: dict | None = None) -> None:
         if path.is_file() and MARK not in path.read_text(encoding="utf-8"):
             logger.info("%s is not ours and is left as it is", path)
             return
-        aside = run / "README.md.tmp"
-        aside.write_text(model_card(run, facts or {}), encoding="utf-8")
-        aside.replace(path)
+        write_text(path, model_card(run, facts or {}))
     except (OSError, ValueError) as error:
         logger.warning("the model card %s could not be written (%s)", path, error)
 
