@@ -23,8 +23,9 @@ from convai.errors import UserError
 from convai.io.files import atomic_write, write_json
 from convai.io.pretrained import read_config
 from convai.model.config import ModelConfig
+from convai.model.cpu_kernels import Dropout, embed_tokens
 from convai.model.tokenization import DialogTokenizer
-from convai.model.transformer import Dropout, Mask, Transformer, embed_tokens, tree_mask
+from convai.model.transformer import Mask, Transformer, tree_mask
 from convai.model.vocabulary import SPECIAL_TOKENS
 from convai.model.weights import (
     EMBEDDING,
