@@ -40,7 +40,7 @@ def reply(setting: Setting) -> list[dict[str, Any]]:
     measured = compare({"ours": ours, "reference": lambda: plain(examples)}, setting.options.repeats)
     return [{"name": "reply", **summary(measured), "reply_ms": round(1000 / measured["ours"].rate),
              "first_token_ms": round(1000 * statistics.median(first_token_times)),
-             "context_tokens": len(prompt(setting, examples[0])["input_ids"]), "tokens": N_TOKENS,
+             "context_tokens": len(prompt(setting, examples[0]).input_ids), "tokens": N_TOKENS,
              "examples": len(examples), "tokens_checked": n_agreeing}]  # fmt: skip
 
 
@@ -109,4 +109,4 @@ def by_distance_from(setting: Setting, n_tokens: int) -> list[Example]:
     """Return the validation examples, those whose context is closest to `n_tokens` first."""
     dataset = setting.dataset("valid")
     examples = [dataset.example(index) for index in range(len(dataset))]
-    return sorted(examples, key=lambda one: abs(len(prompt(setting, one)["input_ids"]) - n_tokens))
+    return sorted(examples, key=lambda one: abs(len(prompt(setting, one).input_ids) - n_tokens))

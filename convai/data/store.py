@@ -35,6 +35,9 @@ FORMAT_VERSION = 2
 _SPLIT_ARRAYS = ("persona", "persona_ends", "turns", "dialog", "history_start", "history_end", "candidates",
                  "candidate_ends")  # fmt: skip
 
+# Data without candidates get so many drawn ones in validation: as many as PersonaChat offers beside the gold.
+N_VALIDATION_DISTRACTORS = 19
+
 TokenIds = list[int]
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from convai.errors import UserError
 from convai.io.files import write_text
+from convai.options import EvaluationOptions
 
 FIGURES = {
     "hits@1": ["hits@1", "hits@5", "hits@10"],
@@ -104,7 +104,7 @@ def check_output(path: str) -> None:
         raise UserError(f"--output {path} cannot be written ({error.strerror}); choose another file.") from error
 
 
-def write_results(args: Namespace, results: Mapping[str, Result], data: str) -> None:
+def write_results(args: EvaluationOptions, results: Mapping[str, Result], data: str) -> None:
     """Write options, figures and the published figures to `--output`."""
     content = {
         "data": data,

@@ -20,7 +20,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from convai.errors import UserError
 from convai.io.files import write_json, write_text
-from convai.io.pretrained import locate_checkpoint
 from convai.model.vocabulary import SPECIAL_TOKENS, Vocabulary, read_vocabulary
 
 UNKNOWN_TOKEN = "<unk>"
@@ -208,16 +207,16 @@ class Gpt2Tokenizer(DialogTokenizer):
 
 
 def load_tokenizer(
-    path_or_name: str | Path, tokenization: str | None = None, dialog_token_ids: Sequence[int] | None = None
+    folder: str | Path, tokenization: str | None = None, dialog_token_ids: Sequence[int] | None = None
 ) -> DialogTokenizer:
-    """Load the vocabulary of a checkpoint (see `locate_checkpoint`); dialog tokens that it lacks become `new_tokens`.
+    """Load the vocabulary in a checkpoint folder; dialog tokens that it lacks become `new_tokens`.
 
     `tokenization` decides where a checkpoint does not record how it was trained: "spacy" or "bert" for GPT (None:
     spacy), "prefix_space" or "no_prefix_space" for GPT-2 (None: with the space). `dialog_token_ids` are those of
     SPECIAL_TOKENS, for a fine-tuned checkpoint that does not record them. Raises UserError for a folder without a
     usable vocabulary, or where an argument contradicts the record.
     """
-    folder = locate_checkpoint(path_or_name)
+    folder = Path(folder)
     vocabulary = read_vocabulary(folder)
     special_ids = _dialog_ids(folder, vocabulary, dialog_token_ids)
     if vocabulary.is_byte_level:

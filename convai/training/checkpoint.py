@@ -5,13 +5,9 @@ A checkpoint gets its name when all of it is on the disk: whenever a run is kill
 
 import logging
 import random
-import re
 import shutil
-import socket
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +21,7 @@ from convai.errors import UserError
 from convai.io.files import atomic_write, remove, write_json
 from convai.model.double_heads import DoubleHeadsModel, save_model
 from convai.model.tokenization import DialogTokenizer
+from convai.options import TrainingOptions
 from convai.training.precision import Precision
 from convai.training.run_folder import (
     ARGUMENTS_FILE,
@@ -33,6 +30,7 @@ from convai.training.run_folder import (
     begin_again,
     check_is_free,
     checkpoint_folder,
+    default_run_folder,
     list_checkpoints,
     make_numbered,
     set_aside,
@@ -40,20 +38,23 @@ from convai.training.run_folder import (
     what_is_left,
     what_would_be_lost,
 )
+from convai.training.updates import RunSize
 
 logger = logging.getLogger(__name__)
 
 N_STORED_PERSONAS = 100
 
 
-def create_run_folder(args: Namespace, tokenizer: DialogTokenizer, train: DialogSplit, begins_again: bool) -> Path:
+def create_run_folder(
+    args: TrainingOptions, tokenizer: DialogTokenizer, train: DialogSplit, begins_again: bool
+) -> Path:
     """Make the folder of this run, named by time, host and model unless `--output_dir` names it.
 
     It holds readable arguments, the vocabulary, and a sample of personas, so that the chat needs no data set. What is
     there already is set aside where `--set_aside` says so; with `begins_again` it is this run itself, which had no
     checkpoint yet. Raises UserError where the folder is taken or cannot be written.
     """
-    run = Path(args.output_dir or Path("runs") / default_name(args))
+    run = Path(args.output_dir or default_run_folder(args.model_checkpoint))
     personas = [[tokenizer.decode(sentence) for sentence in persona] for persona in sample_personas(train)]
     try:
         if not args.output_dir:
@@ -75,12 +76,6 @@ def create_run_folder(args: Namespace, tokenizer: DialogTokenizer, train: Dialog
     return run
 
 
-def default_name(args: Namespace) -> str:
-    """Return "<date>_<time>_<host>_<model>"."""
-    model_name = re.sub(r"[^\w.-]+", "_", Path(args.model_checkpoint).name) or "model"
-    return f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}_{model_name}"
-
-
 def sample_personas(split: DialogSplit) -> list[list[TokenIds]]:
     """Return the personas of some dialogs, the same ones each time; dialogs without one are left out."""
     dialogs = random.Random(0).sample(range(split.n_dialogs), min(N_STORED_PERSONAS, split.n_dialogs))
@@ -100,12 +95,12 @@ class TrainingParts(NamedTuple):
 class Checkpoints:
     """Writes a run's checkpoints: the last `n_saved` ones, and the best weights in the run folder itself."""
 
-    def __init__(self, run: Path, parts: TrainingParts, n_saved: int, facts: dict):
-        """`facts` are stored beside the state, for a later run to compare with its own (see resume.check_facts)."""
+    def __init__(self, run: Path, parts: TrainingParts, n_saved: int, size: RunSize):
+        """`size` is stored beside the state, for a later run to compare with its own (see resume.check_size)."""
         self.run = run
         self.parts = parts
         self.n_saved = n_saved
-        self.facts = facts
+        self.size = size
 
     def save(self, update: int) -> None:
         """Write RUN/checkpoints/update-N, unless it is there, and remove the oldest; UserError where that fails."""
@@ -119,7 +114,7 @@ class Checkpoints:
             shutil.copy(self.run / PERSONAS_FILE, temporary)
             state = {name: getattr(parts, name).state_dict() for name in ("optimizer", "scheduler", "precision")}
             with open(temporary / STATE_FILE, "wb") as file:
-                torch.save(state | {"update": update, "facts": self.facts}, file)
+                torch.save(state | {"update": update, "facts": self.size.described()}, file)
         remove_oldest(self.run, self.n_saved)
 
     def save_best(self) -> None:

@@ -3,7 +3,7 @@
 import logging
 import os
 import pickle
-from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,13 +11,15 @@ from safetensors import SafetensorError, safe_open
 
 from convai.errors import UserError
 from convai.io.files import read_json_object
+from convai.options import OptionsParser, TrainingOptions
 from convai.training.checkpoint import TrainingParts
 from convai.training.run_folder import ARGUMENTS_FILE, STATE_FILE, has_only_begun, list_checkpoints
+from convai.training.updates import RunSize
 
 logger = logging.getLogger(__name__)
 
 # Options that may be others when a run goes on: they do not change what is computed. How an update is split into
-# batches does not either; its size is compared as a whole (check_facts). What decides which weights are kept is not
+# batches does not either; its size is compared as a whole (check_size). What decides which weights are kept is not
 # among them: by another metric an earlier validation may be the best, whose weights are gone.
 FREE_OPTIONS = {
     "compile", "dataset_cache", "device", "eval_before_start", "gradient_accumulation_steps",
@@ -26,14 +28,14 @@ FREE_OPTIONS = {
 }  # fmt: skip
 
 
-def resolve_options(parser: ArgumentParser, argv: list[str] | None = None) -> Namespace:
+def resolve_options(parser: OptionsParser, argv: list[str] | None = None) -> TrainingOptions:
     """Parse the options; those not given are, with `--resume RUN`, the run's own instead of the defaults.
 
     Raises UserError where one that is given differs from the run's and would change what is computed.
     """
     args = parser.parse_args(argv)
     if not args.resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-        args.resume = "auto"  # the launcher has started all ranks again after one of them died
+        args = replace(args, resume="auto")  # the launcher has started all ranks again after one of them died
     if args.resume in ("", "auto"):
         return args
     run = run_of(Path(args.resume))
@@ -48,7 +50,7 @@ def resolve_options(parser: ArgumentParser, argv: list[str] | None = None) -> Na
     return args
 
 
-def differences(args: Namespace, stored: dict) -> list[str]:
+def differences(args: TrainingOptions, stored: dict) -> list[str]:
     """Return "--option old, not new" for each option that would change what is computed."""
     changed = (name for name in vars(args).keys() - FREE_OPTIONS if getattr(args, name) != stored.get(name))
     return [f"--{name} {stored.get(name)!r}, not {getattr(args, name)!r}" for name in sorted(changed)]
@@ -63,7 +65,7 @@ def run_of(folder: Path) -> Path:
     return run
 
 
-def find_checkpoint(args: Namespace) -> Path | None:
+def find_checkpoint(args: TrainingOptions) -> Path | None:
     """Return the checkpoint to go on from; None for a new run. Raises UserError where `--resume` names none."""
     if not args.resume:
         return None
@@ -83,7 +85,7 @@ def find_checkpoint(args: Namespace) -> Path | None:
                     "start the run anew.")  # fmt: skip
 
 
-def runs_like(args: Namespace) -> list[Path]:
+def runs_like(args: TrainingOptions) -> list[Path]:
     """Return the runs with the same options, the one with the newest checkpoint first."""
     folders = [Path(args.output_dir)] if args.output_dir else list(Path("runs").glob("*"))
     runs = [run for run in folders if (run / ARGUMENTS_FILE).is_file() and list_checkpoints(run)]
@@ -91,7 +93,7 @@ def runs_like(args: Namespace) -> list[Path]:
     return sorted(same, key=lambda run: -list_checkpoints(run)[-1].stat().st_mtime)
 
 
-def begins_again(args: Namespace) -> bool:
+def begins_again(args: TrainingOptions) -> bool:
     """Whether `--resume auto` starts the run in `--output_dir` anew: it ended before its first checkpoint."""
     run = Path(args.output_dir)
     if args.resume != "auto" or not args.output_dir or not (run / ARGUMENTS_FILE).is_file():
@@ -139,8 +141,9 @@ def read_state(folder: Path) -> dict:
     return state
 
 
-def check_facts(checkpoint: Path, stored: dict, now: dict) -> None:
+def check_size(checkpoint: Path, stored: dict, size: RunSize) -> None:
     """Raise UserError where the run to go on with had other data, or updates of another size, than this one."""
+    now = size.described()
     if changed := [f"{name} {stored.get(name)}, not {now[name]}" for name in now if stored.get(name) != now[name]]:
         raise UserError(f"{checkpoint} is of a run with {', '.join(changed)}: give the same data, and batch size x "
                         "accumulation x processes as before.")  # fmt: skip

@@ -12,6 +12,8 @@ A new run never takes the place of what a folder holds already. Light, so that n
 import logging
 import os
 import re
+import socket
+from datetime import datetime
 from pathlib import Path
 
 from convai.errors import UserError
@@ -24,6 +26,12 @@ STATE_FILE = "training_state.pt"
 PERSONAS_FILE = "personas.json"
 ARGUMENTS_FILE = "arguments.json"
 WEIGHTS_FILES = ["model.safetensors", "pytorch_model.bin"]
+
+
+def default_run_folder(model: str) -> Path:
+    """Return runs/<date>_<time>_<host>_<model>."""
+    name = re.sub(r"[^\w.-]+", "_", Path(model).name) or "model"
+    return Path("runs") / f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}_{name}"
 
 
 def checkpoint_folder(run: Path, update: int) -> Path:
