@@ -18,6 +18,8 @@ from pathlib import Path
 
 from convai.data.example_world import example_dataset
 from convai.data.lost_text import LostText
+from convai.data.parlai_text import persona_sentences
+from convai.data.persona_file import read_persona
 from convai.dialog.terminal import Terminal, plain_line, settled
 from convai.errors import UserError, report_user_errors
 from convai.io.files import read_text, write_text
