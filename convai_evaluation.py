@@ -22,7 +22,7 @@ from convai.dialog.agent import DialogAgent
 from convai.dialog.loading import load_agent
 from convai.evaluation.own_evaluation import OwnEvaluation
 from convai.evaluation.parlai_task import ParlaiEvaluation
-from convai.evaluation.report import Result, check_output, print_final_line, print_table, run, write_json
+from convai.evaluation.report import Result, check_output, print_final_line, print_table, run, write_results
 from convai.io.pretrained import locate_finetuned
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     if len(refusals) < len(results):
         print_table(results, evaluation.name)
         if args.output:
-            write_json(args, results, evaluation.name)
+            write_results(args, results, evaluation.name)
     if any(result.interrupted for result in results.values()):
         sys.exit(130)
     if refusals:

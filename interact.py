@@ -22,7 +22,8 @@ from convai.data.parlai_text import persona_sentences
 from convai.data.persona_file import read_persona
 from convai.dialog.terminal import Terminal, plain_line, settled
 from convai.errors import UserError, report_user_errors
-from convai.io.pretrained import locate_finetuned, read_text
+from convai.io.files import read_text, write_text
+from convai.io.pretrained import locate_finetuned
 from convai.model.tokenization import join_punctuation
 from convai.options import ChatOptions, chat_parser
 
@@ -249,10 +250,8 @@ class Chat:
         if path.exists():
             raise ValueError(f"{path} exists already; choose another name")
         lines = [*self.persona_lines(), "", *(f"{who}: {plain_line(turn)}" for who, turn in self.turns())]
-        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
-            aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            aside.replace(path)
+            write_text(path, "\n".join(lines) + "\n")
         except OSError as error:
             raise ValueError(f"{path} cannot be written: {error.strerror}") from error
         self.terminal.note(f"Saved as {path}.")

@@ -10,7 +10,8 @@ from http_server import FileServer
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from convai.errors import UserError
-from convai.io.pretrained import locate_checkpoint, read_config, read_json_object
+from convai.io.files import read_json_object
+from convai.io.pretrained import locate_checkpoint, read_config
 from convai.model.tokenization import load_tokenizer
 
 

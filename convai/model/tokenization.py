@@ -19,6 +19,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from convai.errors import UserError
+from convai.io.files import write_json, write_text
 from convai.model.vocabulary import SPECIAL_TOKENS, Vocabulary, read_vocabulary
 
 UNKNOWN_TOKEN = "<unk>"
@@ -114,12 +115,16 @@ class DialogTokenizer(ABC):
         roles["additional_special_tokens"] = ["<speaker1>", "<speaker2>"]
         if UNKNOWN_TOKEN in self.vocab:
             roles["unk_token"] = UNKNOWN_TOKEN
-        _write_json(folder / "vocab.json", self.vocab)
         lines = ["#version: 0.2", *(" ".join(pair) for pair in self.merges)]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _write_json(folder / "added_tokens.json", {t: i for t, i in self.special_ids.items() if t not in self.vocab})
-        _write_json(folder / "special_tokens_map.json", roles)
-        _write_json(folder / "tokenizer_config.json", roles | self._description())
+        write_text(folder / "merges.txt", "\n".join(lines) + "\n")
+        contents = {
+            "vocab.json": self.vocab,
+            "added_tokens.json": {t: i for t, i in self.special_ids.items() if t not in self.vocab},
+            "special_tokens_map.json": roles,
+            "tokenizer_config.json": roles | self._description(),
+        }
+        for name, content in contents.items():
+            write_json(folder / name, content, indent=None)
 
 
 class GptTokenizer(DialogTokenizer):
@@ -377,7 +382,3 @@ def join_punctuation(text: str) -> str:
     """Undo the spaces before sentence marks and contractions: "i do n't know ." becomes "i don't know."."""
     text = _SPLIT_CONTRACTION.sub(lambda match: match[0].replace(" ", ""), text)
     return _SPACE_BEFORE_PUNCTUATION.sub("", text)
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=None) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from convai.errors import UserError
-from convai.io.pretrained import read_json_object
+from convai.io.files import read_json_object
 from convai.options import OptionsParser, TrainingOptions
 from convai.training.checkpoint import TrainingParts
 from convai.training.run_folder import ARGUMENTS_FILE, STATE_FILE, has_only_begun, list_checkpoints
