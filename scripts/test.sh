@@ -6,13 +6,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
-use_environment requirements-dev.txt
-# The reference implementation of the parity tests: without its dependencies, which are in requirements-dev.txt.
-"$PYTHON" -c "import pytorch_transformers" 2>/dev/null ||
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps pytorch-transformers==1.2.0
+use_environment requirements-dev.lock requirements.txt requirements-hub.txt requirements-dev.txt
 # ParlAI, which the evaluation is tested against for real.
-satisfies "$PYTHON" requirements-parlai.txt ||
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-parlai.txt
+satisfies "$PYTHON" requirements-parlai.txt || install_lock "$PYTHON" requirements-parlai.lock
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 # Not beside the tests, some of which take the time.
