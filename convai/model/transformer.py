@@ -8,7 +8,7 @@ Shapes: B sequences, T positions of the longest, P tokens of all, D width, V voc
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,13 @@ _ACTIVATIONS = {
     "silu": nn.SiLU(),
     "swish": nn.SiLU(),
 }
+
+
+class KeyValueCache(Protocol):
+    """The keys and values of earlier positions, of every layer; transformers' DynamicCache is one."""
+
+    def update(self, key: Tensor, value: Tensor, layer: int, /) -> tuple[Tensor, Tensor]:
+        """Take in the keys and values of new positions, and return those of all so far."""
 
 
 class Conv1D(nn.Module):
@@ -59,7 +66,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: Dro
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=p)
     # With dropout torch computes it like this on CPUs, too, but with the slower random bits.
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-    return dropout(scores.masked_fill(~mask, -math.inf).softmax(-1)) @ value
+    weights: Tensor = dropout(scores.masked_fill(~mask, -math.inf).softmax(-1))
+    return weights @ value
 
 
 def attend_by_blocks(query: Tensor, key: Tensor, value: Tensor, mask: "Mask", dropout: Dropout) -> Tensor:
@@ -70,7 +78,7 @@ def attend_by_blocks(query: Tensor, key: Tensor, value: Tensor, mask: "Mask", dr
     parts = []
     for start, first_key, end in mask.blocks:
 
-        def seen(x: Tensor, dim: int, first_key=first_key, end=end) -> Tensor:
+        def seen(x: Tensor, dim: int, first_key: int = first_key, end: int = end) -> Tensor:
             own = x.narrow(dim, first_key, end - first_key)
             return torch.cat([x.narrow(dim, 0, n_shared), own], dim) if first_key else own
 
@@ -91,7 +99,7 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, slots: Tensor, mask: "Mask", cache=None) -> Tensor:
+    def forward(self, x: Tensor, slots: Tensor, mask: "Mask", cache: KeyValueCache | None = None) -> Tensor:
         """Return the heads' results (B * T, D) for x (P, D), whose rows stand at `slots` (P,) of the grid (B * T).
 
         The mask is for K keys: T, or T and what `cache` (see Transformer) holds already.
@@ -120,7 +128,8 @@ class MLP(nn.Module):
         self.c_proj = Conv1D(n_inner, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.act(self.c_fc(x)))
+        projected: Tensor = self.c_proj(self.act(self.c_fc(x)))
+        return projected
 
 
 class Block(nn.Module):
@@ -135,28 +144,32 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, slots: Tensor, mask: "Mask", rows: Tensor | None = None, cache=None) -> Tensor:
+    def forward(
+        self, x: Tensor, slots: Tensor, mask: "Mask", rows: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """Map x (P, D) to (P, D), or, given `rows` (R,) into P, to just those (R, D). The rest as in Attention."""
         attended = self.attn(self.ln_1(x) if self.norm_first else x, slots, mask, cache)
         if rows is not None:  # beyond attention every row stands alone: skip those nobody reads
             x, slots = x.index_select(0, rows), slots.index_select(0, rows)
         x = x + self.dropout(self.attn.c_proj(attended.index_select(0, slots)))
         if self.norm_first:
-            return x + self.dropout(self.mlp(self.ln_2(x)))
-        x = self.ln_1(x)
-        return self.ln_2(x + self.dropout(self.mlp(x)))
+            x = x + self.dropout(self.mlp(self.ln_2(x)))
+        else:
+            x = self.ln_1(x)
+            x = self.ln_2(x + self.dropout(self.mlp(x)))
+        return x
 
 
 class _EmbedTokens(torch.autograd.Function):
     """The sum of two look-ups, and the weight itself for the head: all uses in one place, so one gradient."""
 
     @staticmethod
-    def forward(ctx, weight: Tensor, input_ids: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, weight: Tensor, input_ids: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(torch.cat([input_ids, token_type_ids]))
         return F.embedding(input_ids, weight) + F.embedding(token_type_ids, weight), weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx, x_grad: Tensor, weight_grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, x_grad: Tensor, weight_grad: Tensor) -> tuple[Tensor, None, None]:
         (ids,) = ctx.saved_tensors
         return weight_grad.index_put_((ids,), torch.cat([x_grad, x_grad]), accumulate=True), None, None
 
@@ -167,7 +180,10 @@ def embed_tokens(weight: Tensor, input_ids: Tensor, token_type_ids: Tensor) -> t
     The gradients of the look-ups are added to that of the head in place. Left to itself autograd makes a matrix (V, D)
     of zeros for each look-up and adds it, which was a tenth of a training step on a CPU.
     """
-    return _EmbedTokens.apply(weight, input_ids, token_type_ids)
+    embedded: tuple[Tensor, Tensor] = _EmbedTokens.apply(  # type: ignore[no-untyped-call] # so torch has it
+        weight, input_ids, token_type_ids
+    )
+    return embedded
 
 
 class Transformer(nn.Module):
@@ -189,13 +205,18 @@ class Transformer(nn.Module):
             block.compile(dynamic=True, backend=backend)
 
     def forward(
-        self, x: Tensor, position_ids: Tensor, slots: Tensor, mask: "Mask", rows: Tensor | None = None, cache=None
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        slots: Tensor,
+        mask: "Mask",
+        rows: Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Return the hidden states (P, D) of embedded tokens x (P, D), each of which sees what the mask says.
 
         `slots` (P,) points into the flattened B * T positions of the mask. Only (R, D) come out where `rows`
-        (R,) into P are given. `cache` holds the keys and values of earlier positions and takes in those of these: an
-        object whose `update(key, value, layer)` returns all so far, such as transformers' DynamicCache.
+        (R,) into P are given. `cache` holds the keys and values of earlier positions and takes in those of these.
         """
         x = self.drop(x + self.positions_embed(position_ids))
         for block in self.h:
