@@ -18,19 +18,16 @@ if __name__ == "__main__":
 
 import logging
 import math
-import random
 from argparse import Namespace
-from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import ignite.distributed as idist
 import torch
-import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from ignite.metrics import Average, MetricsLambda
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from convai.data.batches import TreeBatch, collate_trees
@@ -42,13 +39,14 @@ from convai.model.double_heads import DoubleHeadsModel, load_model
 from convai.model.tokenization import DialogTokenizer, load_tokenizer
 from convai.training import resume
 from convai.training.checkpoint import Checkpoints, TrainingParts, create_run_folder
-from convai.training.distributed import from_first_rank, is_first_rank, process_group, sum_over_ranks
+from convai.training.distributed import from_first_rank, is_first_rank, process_group
 from convai.training.interruption import Interruption
 from convai.training.monitoring import attach_progress, attach_tensorboard, set_up_logging
 from convai.training.precision import Precision
 from convai.training.run_control import RunControl
 from convai.training.run_folder import check_is_free
-from convai.training.updates import TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
+from convai.training.trainer import Trainer, UpdateResult, gold_columns, tree_losses
+from convai.training.updates import RunSize, TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
 from utils import get_dataset
 
 logger = logging.getLogger("train")
@@ -72,7 +70,7 @@ def train(args: Namespace, device: torch.device) -> None:
     model = prepare_model(args, source, tokenizer, device, from_scratch=args.from_scratch and not resumed)
     if args.align_history:
         align_history(args, model.config, splits["train"])
-    train_loader, valid_loader = prepare_loaders(args, splits, tokenizer, model.config, device)
+    train_loader, valid_loader = get_data_loaders(args, splits, tokenizer, model.config, device)
     n_updates = count_updates(args, train_loader)
     parts = prepare_parts(args, model, tokenizer, n_updates, device)
 
@@ -80,11 +78,11 @@ def train(args: Namespace, device: torch.device) -> None:
     trainer = create_trainer(args, parts, train_loader.batch_sampler, device, interruption)
     trains_ranking = train_ranking_head(args, trainer, model, train_loader.dataset)
     evaluator = create_evaluator(parts, device, is_ranking_measured(trains_ranking, valid_loader.dataset))
-    facts = {"updates": n_updates, "examples": len(train_loader.dataset), "update size": update_size(args)}
-    run = prepare_run(args, splits, parts, facts, resumed, trainer)
-    keeper = Checkpoints(run, parts, args.n_saved, facts)
+    size = RunSize(n_updates, len(train_loader.dataset), update_size(args))
+    run = prepare_run(args, splits, parts, size, resumed, trainer)
+    checkpoints = Checkpoints(run, parts, args.n_saved, size)
     attach_progress(trainer, evaluator, n_updates)
-    control = RunControl(args, trainer, evaluator, valid_loader, keeper, interruption, n_updates)
+    control = RunControl(args, trainer, evaluator, valid_loader, checkpoints, interruption, n_updates)
     with attach_tensorboard(trainer, evaluator, parts, valid_loader.dataset, run):
         control.run(train_loader)
 
@@ -136,7 +134,7 @@ def align_history(args: Namespace, config: ModelConfig, train: DialogSplit) -> N
     logger.info("the history starts at position %d", config.history_start)
 
 
-def prepare_loaders(
+def get_data_loaders(
     args: Namespace, splits: dict[str, DialogSplit], tokenizer: DialogTokenizer, config: ModelConfig,
     device: torch.device,
 ) -> tuple[DataLoader, DataLoader]:  # fmt: skip
@@ -202,81 +200,25 @@ def prepare_parts(
     return TrainingParts(model, tokenizer, optimizer, scheduler, precision)
 
 
-def tree_losses(model: DoubleHeadsModel, batch: TreeBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss of each gold target token (N,) and of each example's candidates (B,), and their scores (B, C)."""
-    output = model(**batch.model_inputs())
-    token_losses = F.cross_entropy(output.lm_logits.float(), batch.lm_targets, reduction="none")
-    scores = output.mc_logits.float()
-    return token_losses, F.cross_entropy(scores, gold_columns(scores), reduction="none"), scores
-
-
-def gold_columns(mc_logits: Tensor) -> Tensor:
-    """Return the gold's column (B,) in candidate scores (B, C): always the last."""
-    return torch.full((len(mc_logits),), mc_logits.shape[1] - 1, device=mc_logits.device)
-
-
 def create_trainer(
     args: Namespace, parts: TrainingParts, sampler: UpdateSampler, device: torch.device, interruption: Interruption
 ) -> Engine:
-    """Return the engine whose iteration is one update of the weights."""
-    model, _, optimizer, scheduler, precision = parts
-    exchanged = exchanging_gradients(model, device)
-
-    def make_update(engine: Engine, update: Update) -> dict[str, float]:
-        model.train()
-        # Dropout is drawn from the update's own seed, so that a resumed run draws what an uninterrupted one would.
-        torch.manual_seed(seed_of_update(args.seed, engine.state.iteration))
-        weight = float(sampler.has_share((engine.state.iteration - 1) % len(sampler)))
-        counts = torch.tensor([weight * update.n_targets, weight * update.n_examples], device=device)
-        n_targets, n_examples = sum_over_ranks(counts)
-        total = torch.zeros(2, device=device)
-        for number, batch in enumerate(update.micro_batches, start=1):
-            # Gradients cross the ranks once per update, with those of the last micro-batch.
-            is_last = number == len(update.micro_batches)
-            with nullcontext() if is_last or exchanged is model else exchanged.no_sync():
-                with precision.autocast():
-                    token_losses, candidate_losses, _ = tree_losses(exchanged, batch.to(device))
-                # Each micro-batch adds its share of the update's means, so how an update is split makes no difference;
-                # the published script averaged every micro-batch by itself.
-                means = weight * torch.stack([token_losses.sum() / n_targets, candidate_losses.sum() / n_examples])
-                loss = args.lm_coef * means[0] + args.mc_coef * means[1]
-                # The ranks' gradients are averaged, where what is wanted is their sum.
-                precision.backward(loss * idist.get_world_size(), optimizer)
-            total += means.detach()
-        step = precision.step(optimizer, args.max_norm)
-        if not step.was_skipped:
-            scheduler.step()
-        n_cut = weight * sum(batch.n_cut for batch in update.micro_batches)
-        own = torch.tensor([n_cut, float(interruption.signal_number > 0)], device=device)
-        sums = sum_over_ranks(torch.cat([total, own]))
-        # The one place where an update waits for the device.
-        lm_loss, mc_loss, n_cut, n_signals, n_examples, norm = torch.stack([*sums, n_examples, step.grad_norm]).tolist()
-        return {
-            "loss": args.lm_coef * lm_loss + args.mc_coef * mc_loss,
-            "lm_loss": lm_loss,
-            "mc_loss": mc_loss,
-            "grad_norm": norm,
-            "n_examples": int(n_examples),
-            "n_cut": int(n_cut),
-            "is_interrupted": n_signals > 0,  # on any rank, so that all stop after the same update
-            "was_skipped": step.was_skipped,
-        }
-
-    return Engine(make_update)
-
-
-def exchanging_gradients(model: DoubleHeadsModel, device: torch.device) -> torch.nn.Module:
-    """Return the model, with several ranks as one that averages its gradients over them."""
-    if idist.get_world_size() == 1:
-        return model
-    return DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+    """Return the engine whose iteration is one update of the weights, and whose output is an UpdateResult."""
+    trainer = Trainer(
+        parts,
+        lm_coef=args.lm_coef,
+        mc_coef=args.mc_coef,
+        max_norm=args.max_norm,
+        seed=args.seed,
+        device=device,
+        has_signal=interruption.has_come,
     )
 
+    def make_update(engine: Engine, update: Update) -> UpdateResult:
+        number = engine.state.iteration
+        return trainer.step(update, number, sampler.has_share((number - 1) % len(sampler)))
 
-def seed_of_update(seed: int, update: int) -> int:
-    """Return a seed that differs between updates and ranks."""
-    return random.Random(f"{seed} {update} {idist.get_rank()}").getrandbits(62)
+    return Engine(make_update)
 
 
 def train_ranking_head(args: Namespace, trainer: Engine, model: DoubleHeadsModel, train: TreeDataset) -> bool:
@@ -304,6 +246,15 @@ def is_ranking_measured(is_trained: bool, valid: TreeDataset) -> bool:
     return not reason
 
 
+@dataclass(frozen=True)
+class BatchScores:
+    """What validation computes of a batch: B examples with N gold target tokens."""
+
+    hits: Tensor  # (B,) 1 where the gold reply is scored highest
+    nll: Tensor  # (N,) of the target tokens
+    n_cut: int  # examples of which something was left out to fit the model
+
+
 def create_evaluator(parts: TrainingParts, device: torch.device, is_ranking: bool = True) -> Engine:
     """Return the engine that computes `hits@1` over all candidates and, per target token, `nll` and `perplexity`.
 
@@ -312,18 +263,18 @@ def create_evaluator(parts: TrainingParts, device: torch.device, is_ranking: boo
     """
 
     @torch.inference_mode()
-    def score_batch(engine: Engine, batch: TreeBatch | None) -> dict:
+    def score_batch(engine: Engine, batch: TreeBatch | None) -> BatchScores:
         if batch is None:
-            return {"hits": torch.zeros(0), "nll": torch.zeros(0), "n_cut": 0}
+            return BatchScores(torch.zeros(0), torch.zeros(0), n_cut=0)
         parts.model.eval()
         with parts.precision.autocast():
             token_losses, _, scores = tree_losses(parts.model, batch.to(device))
         hits = scores.argmax(dim=1) == gold_columns(scores)  # of equal scores the first counts, so never the gold
-        return {"hits": hits.float(), "nll": token_losses, "n_cut": batch.n_cut}
+        return BatchScores(hits.float(), token_losses, batch.n_cut)
 
-    def mean_of(key: str) -> MetricsLambda:
+    def mean_of(name: str) -> MetricsLambda:
         # Over all values of all batches; the published perplexity weighted batches by slots that included padding.
-        return MetricsLambda(Tensor.item, Average(lambda output: output[key][:, None]))
+        return MetricsLambda(Tensor.item, Average(lambda scores: getattr(scores, name)[:, None]))
 
     evaluator = Engine(score_batch)
     if is_ranking:
@@ -340,7 +291,7 @@ def create_evaluator(parts: TrainingParts, device: torch.device, is_ranking: boo
 
 
 def prepare_run(
-    args: Namespace, splits: dict[str, DialogSplit], parts: TrainingParts, facts: dict, resumed: Path | None,
+    args: Namespace, splits: dict[str, DialogSplit], parts: TrainingParts, size: RunSize, resumed: Path | None,
     trainer: Engine,
 ) -> Path:  # fmt: skip
     """Return the folder of a new run, or of the one to go on with, whose state is put back."""
@@ -350,12 +301,12 @@ def prepare_run(
             created = create_run_folder(args, parts.tokenizer, splits["train"], resume.begins_again(args))
         return Path(from_first_rank(str(created)))
     state = resume.read_state(resumed)
-    resume.check_facts(resumed, state["facts"], facts)
+    resume.check_size(resumed, state["facts"], size)
     resume.restore(state, parts)
-    epoch_length = -(-facts["examples"] // facts["update size"])
-    n_epochs = math.ceil(facts["updates"] / epoch_length)
-    trainer.load_state_dict({"iteration": state["update"], "max_epochs": n_epochs, "epoch_length": epoch_length})
-    logger.info("going on after update %d of %d, from %s", state["update"], facts["updates"], resumed)
+    trainer.load_state_dict(
+        {"iteration": state["update"], "max_epochs": size.n_epochs, "epoch_length": size.epoch_length}
+    )
+    logger.info("going on after update %d of %d, from %s", state["update"], size.n_updates, resumed)
     return resume.run_of(resumed)
 
 

@@ -8,8 +8,8 @@ from bench.measure import compare
 from bench.scoring import summary
 from bench.setting import MAX_HISTORY, Setting, longest_sequence
 from bench.training import N_CANDIDATES, losses_of_ours, losses_of_reference, plain_losses
+from convai.training.trainer import tree_losses
 from convai.training.updates import collate_update
-from train import tree_losses
 
 CANDIDATES = (2, 4, 8, 20)
 HISTORIES = (1, 2, 4, 8)

@@ -109,4 +109,4 @@ def by_distance_from(setting: Setting, n_tokens: int) -> list[Example]:
     """Return the validation examples, those whose context is closest to `n_tokens` first."""
     dataset = setting.dataset("valid")
     examples = [dataset.example(index) for index in range(len(dataset))]
-    return sorted(examples, key=lambda one: abs(len(prompt(setting, one)["input_ids"]) - n_tokens))
+    return sorted(examples, key=lambda one: abs(len(prompt(setting, one).input_ids) - n_tokens))

@@ -14,9 +14,9 @@ from convai.data.inputs import CandidateTree
 from convai.data.store import Example
 from convai.model.double_heads import DoubleHeadsModel
 from convai.options import training_parser
-from convai.training.interruption import Interruption
-from convai.training.updates import TreeDataset, UpdateSampler, collate_update
-from train import create_trainer, prepare_parts, tree_losses
+from convai.training.trainer import Trainer, tree_losses
+from convai.training.updates import TreeDataset, collate_update
+from train import prepare_parts
 
 N_CANDIDATES = 4
 
@@ -63,16 +63,16 @@ def train(setting: Setting) -> list[dict[str, Any]]:
 
 def our_updates(setting: Setting, model: DoubleHeadsModel, dataset: TreeDataset, indices: list[int]) -> Callable:
     """Return a function that makes one update as train.py does, from building the trees on."""
-    n = len(indices)
     args = training_parser().parse_args([])
     args.train_batch_size, args.bf16 = setting.options.batch_size, setting.options.dtype == "bf16"
     parts = prepare_parts(args, model, dataset.inputs.tokenizer, 1000, setting.device)
-    trainer = create_trainer(args, parts, UpdateSampler(n, n, args.seed), setting.device, Interruption())
+    trainer = Trainer(parts, lm_coef=args.lm_coef, mc_coef=args.mc_coef, max_norm=args.max_norm, seed=args.seed,
+                      device=setting.device)  # fmt: skip
 
     def work() -> int:
         trees = [dataset[index] for index in indices]
-        trainer.run([collate_update(trees, args.train_batch_size)], max_epochs=1)
-        return n
+        trainer.step(collate_update(trees, args.train_batch_size), 1)
+        return len(indices)
 
     return work
 

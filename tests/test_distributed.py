@@ -124,14 +124,15 @@ PATCHED = """
 import os, sys
 sys.path.insert(0, {root!r})
 import train
-compute, n = train.tree_losses, 0
+from convai.training import trainer
+compute, n = trainer.tree_losses, 0
 def tree_losses(model, batch):
     global n
     n += model.training
     if os.environ["RANK"] == "1" and n == {n}:
         {action}
     return compute(model, batch)
-train.tree_losses = tree_losses
+trainer.tree_losses = tree_losses
 train.main()
 """
 

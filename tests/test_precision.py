@@ -15,6 +15,7 @@ from convai.errors import UserError
 from convai.model.tokenization import train_vocabulary
 from convai.options import training_parser
 from convai.training.precision import Precision
+from convai.training.trainer import UpdateResult
 from convai.training.updates import TreeDataset, collate_update
 from train import prepare_parts
 
@@ -41,12 +42,9 @@ def parts_for(tokenizer, *options, device="cpu", std=0.05):
     return args, prepare_parts(args, model, tokenizer, 1000, device)
 
 
-def run_updates(args, parts, update, n: int) -> list[dict]:
+def run_updates(args, parts, update, n: int) -> list[UpdateResult]:
     trainer = make_trainer(args, parts)
-    outputs = []
-    for trainer.state.iteration in range(1, n + 1):
-        outputs.append(trainer._process_function(trainer, update))
-    return outputs
+    return [trainer.step(update, number) for number in range(1, n + 1)]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -54,9 +52,7 @@ def run_updates(args, parts, update, n: int) -> list[dict]:
 def test_mixed_precision_learns_as_fp32_does(tokenizer, update, options, device):
     outputs = run_updates(*parts_for(tokenizer, *options, device=device), update, 15)
     plain = run_updates(*parts_for(tokenizer, device=device), update, 15)
-    losses, plain_losses = (
-        [output["loss"] for output in each if not output["was_skipped"]] for each in (outputs, plain)
-    )
+    losses, plain_losses = ([output.loss for output in each if not output.was_skipped] for each in (outputs, plain))
     assert losses[0] == pytest.approx(plain_losses[0], rel=2e-2)
     assert losses[-1] < 0.97 * losses[0]
     assert losses[-1] == pytest.approx(plain_losses[-1], rel=0.15)
@@ -69,8 +65,8 @@ def test_pure_fp16_makes_fifty_finite_updates(tokenizer, update, device):
     args, parts = parts_for(tokenizer, "--fp16", "O3", "--lr", "6.25e-5", device=device)
     outputs = run_updates(args, parts, update, 50)
     assert {weight.dtype for weight in parts.model.parameters()} == {torch.float16}
-    assert all(torch.tensor([output["loss"], output["grad_norm"]]).isfinite().all() for output in outputs)
-    assert outputs[-1]["loss"] < outputs[0]["loss"]
+    assert all(torch.tensor([output.loss, output.grad_norm]).isfinite().all() for output in outputs)
+    assert outputs[-1].loss < outputs[0].loss
 
 
 def test_o2_keeps_layer_norm_and_a_master_copy_in_fp32(tokenizer, update):
@@ -105,18 +101,18 @@ def test_an_overflow_skips_the_update_and_the_schedule_and_lowers_the_scale(toke
     before, lr = parts.precision.weights(parts.model), parts.scheduler.get_last_lr()
     before = {name: weight.clone() for name, weight in before.items()}
     (output,) = run_updates(args, parts, update, 1)
-    assert output["was_skipped"] and torch.tensor(output["loss"]).isfinite()
+    assert output.was_skipped and torch.tensor(output.loss).isfinite()
     assert all(torch.equal(before[name], weight) for name, weight in parts.precision.weights(parts.model).items())
     assert parts.scheduler.get_last_lr() == lr
     assert parts.precision.scaler.get_scale() == 2.0**35
     outputs = run_updates(args, parts, update, 35)  # the scale has come down to where updates succeed
-    assert outputs[0]["was_skipped"] and outputs[-1]["loss"] < 0.99 * output["loss"]
+    assert outputs[0].was_skipped and outputs[-1].loss < 0.99 * output.loss
 
 
 def test_gradients_are_clipped_after_they_were_unscaled(tokenizer, update):
     _, plain = run_updates(*parts_for(tokenizer), update, 2)
     outputs = run_updates(*parts_for(tokenizer, "--fp16", "O1"), update, 2)
-    assert outputs[1]["grad_norm"] == pytest.approx(plain["grad_norm"], rel=0.1)
+    assert outputs[1].grad_norm == pytest.approx(plain.grad_norm, rel=0.1)
 
 
 def test_the_loss_scale_is_part_of_the_state():
@@ -177,7 +173,7 @@ class TestApex:
         outputs = run_updates(args, parts, update, 2)
         assert calls[1:] == [("scale_loss",)] * 2
         plain = run_updates(*parts_for(tokenizer), update, 2)
-        assert [output["loss"] for output in outputs] == pytest.approx([output["loss"] for output in plain])
+        assert [output.loss for output in outputs] == pytest.approx([output.loss for output in plain])
         assert parts.precision.state_dict() == {"loss_scaler0": {"loss_scale": 4.0, "unskipped": 3}}
         parts.precision.load_state_dict({"loss_scaler0": {}})
         assert calls[-1] == ("load_state_dict", {"loss_scaler0": {}})

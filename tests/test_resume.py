@@ -19,6 +19,7 @@ import train
 from convai.errors import UserError
 from convai.model.tokenization import train_vocabulary
 from convai.options import training_parser
+from convai.training import trainer
 from convai.training.resume import check_readable, resolve_options
 from convai.training.run_folder import checkpoint_folder, list_checkpoints
 
@@ -70,7 +71,7 @@ def at_update(monkeypatch):
 
     def arrange(number: int, action) -> None:
         n_batches = 0
-        compute = train.tree_losses
+        compute = trainer.tree_losses
 
         def tree_losses(model, batch):
             nonlocal n_batches
@@ -79,7 +80,7 @@ def at_update(monkeypatch):
                 action()
             return compute(model, batch)
 
-        monkeypatch.setattr(train, "tree_losses", tree_losses)
+        monkeypatch.setattr(trainer, "tree_losses", tree_losses)
 
     yield arrange
     monkeypatch.undo()

@@ -13,9 +13,9 @@ from convai.data.batches import collate_trees
 from convai.data.inputs import InputBuilder
 from convai.data.store import SPLITS, DialogSplit, build_arrays
 from convai.options import training_parser
-from convai.training.interruption import Interruption
+from convai.training.trainer import Trainer, UpdateResult
 from convai.training.updates import TreeDataset, UpdateSampler, collate_update, length_sorted_batches
-from train import create_evaluator, create_trainer, prepare_parts
+from train import create_evaluator, prepare_parts
 
 
 @pytest.fixture
@@ -65,11 +65,12 @@ def test_micro_batches_hold_all_examples_sorted_by_length(dataset, tokenizer):
     assert update.n_targets == sum(len(dataset[i].lm_targets) for i in range(7))
 
 
-def make_trainer(args, parts) -> Engine:
-    return create_trainer(args, parts, UpdateSampler(100, 100, 0), torch.device("cpu"), Interruption())
+def make_trainer(args, parts) -> Trainer:
+    return Trainer(parts, lm_coef=args.lm_coef, mc_coef=args.mc_coef, max_norm=args.max_norm, seed=args.seed,
+                   device=torch.device("cpu"))  # fmt: skip
 
 
-def run_updates(model, dataset, micro_batch_size: int, n_updates: int = 3) -> tuple[list[dict], dict]:
+def run_updates(model, dataset, micro_batch_size: int, n_updates: int = 3) -> tuple[list[UpdateResult], dict]:
     """Train a copy of the model on 8 examples an update; return each update's output and the weights after."""
     model = copy.deepcopy(model)
     args = training_parser().parse_args(["--lr", "1e-2", "--lm_coef", "2", "--mc_coef", "0.7"])
@@ -79,7 +80,7 @@ def run_updates(model, dataset, micro_batch_size: int, n_updates: int = 3) -> tu
     trainer = make_trainer(args, parts)
     update = partial(collate_update, micro_batch_size=micro_batch_size)
     trees = [dataset[i] for i in range(20)]
-    outputs = [trainer._process_function(trainer, update(trees[start : start + 8])) for start in (0, 8, 16)]
+    outputs = [trainer.step(update(trees[start : start + 8]), n) for n, start in enumerate((0, 8, 16), start=1)]
     return outputs, model.state_dict()
 
 
@@ -88,12 +89,12 @@ def test_splitting_an_update_otherwise_makes_the_same_update(tokenizer, dataset)
     one_batch, weights = run_updates(model, dataset, 8)
     four_batches, other_weights = run_updates(model, dataset, 2)
     for ours, theirs in zip(one_batch, four_batches, strict=True):
-        assert ours["n_examples"] == theirs["n_examples"]
+        assert ours.n_examples == theirs.n_examples
         for name in ("loss", "lm_loss", "mc_loss", "grad_norm"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
+            assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-5)
     for name, weight in weights.items():
         torch.testing.assert_close(weight, other_weights[name], atol=1e-5, rtol=1e-4)
-    assert one_batch[-1]["loss"] < one_batch[0]["loss"]
+    assert one_batch[-1].loss < one_batch[0].loss
 
 
 def test_gradients_are_clipped_once_over_the_whole_update(tokenizer, dataset):
@@ -105,8 +106,8 @@ def test_gradients_are_clipped_once_over_the_whole_update(tokenizer, dataset):
         lambda *_: seen.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
     )
     trainer = make_trainer(args, parts)
-    output = trainer._process_function(trainer, collate_update([dataset[i] for i in range(8)], 2))
-    assert output["grad_norm"] > 0.5
+    output = trainer.step(collate_update([dataset[i] for i in range(8)], 2), 1)
+    assert output.grad_norm > 0.5
     assert seen == [pytest.approx(0.5, rel=1e-4)]  # one step, and its gradient has exactly that norm
 
 

@@ -40,6 +40,7 @@ from convai.training.run_folder import (
     what_would_be_lost,
     write_json,
 )
+from convai.training.updates import RunSize
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +101,12 @@ class TrainingParts(NamedTuple):
 class Checkpoints:
     """Writes a run's checkpoints: the last `n_saved` ones, and the best weights in the run folder itself."""
 
-    def __init__(self, run: Path, parts: TrainingParts, n_saved: int, facts: dict):
-        """`facts` are stored beside the state, for a later run to compare with its own (see resume.check_facts)."""
+    def __init__(self, run: Path, parts: TrainingParts, n_saved: int, size: RunSize):
+        """`size` is stored beside the state, for a later run to compare with its own (see resume.check_size)."""
         self.run = run
         self.parts = parts
         self.n_saved = n_saved
-        self.facts = facts
+        self.size = size
 
     def save(self, update: int) -> None:
         """Write RUN/checkpoints/update-N, unless it is there, and remove the oldest; UserError where that fails."""
@@ -120,7 +121,7 @@ class Checkpoints:
             shutil.copy(self.run / PERSONAS_FILE, aside)
             state = {name: getattr(parts, name).state_dict() for name in ("optimizer", "scheduler", "precision")}
             with open(aside / STATE_FILE, "wb") as file:
-                torch.save(state | {"update": update, "facts": self.facts}, file)
+                torch.save(state | {"update": update, "facts": self.size.described()}, file)
             for path in [*aside.iterdir(), aside]:
                 force_to_disk(path)
             aside.rename(folder)

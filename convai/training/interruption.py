@@ -14,7 +14,7 @@ EXIT_STATUS_OF_SIGNAL = 128
 
 
 class Interruption:
-    """Takes note of SIGINT and SIGTERM within `watch`; outside of it they act as ever."""
+    """Takes note of SIGINT and SIGTERM within `watch`; outside of it they act as usual."""
 
     def __init__(self, alone: bool = True):
         """`alone` says that no launcher passes signals on (torchrun repeats them): then a second one ends at once."""
@@ -22,6 +22,10 @@ class Interruption:
         self._alone = alone
         self._at_once = False
         self._process = os.getpid()
+
+    def has_come(self) -> bool:
+        """Whether a signal was noted."""
+        return self.signal_number > 0
 
     @contextmanager
     def watch(self) -> Iterator[None]:

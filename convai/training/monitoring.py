@@ -19,6 +19,7 @@ from convai.errors import rank_label
 from convai.model.double_heads import DoubleHeadsModel
 from convai.training.checkpoint import TrainingParts
 from convai.training.distributed import is_first_rank
+from convai.training.trainer import UpdateResult
 from convai.training.updates import TreeDataset
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,8 @@ class RunningFigures:
     def _measure(self, engine: Engine) -> None:
         now = time.perf_counter()
         output, metrics = engine.state.output, engine.state.metrics
-        rate = output["n_examples"] / (now - self._last)
-        for name, value in (("loss", output["loss"]), ("examples/s", rate)):
+        rate = output.n_examples / (now - self._last)
+        for name, value in (("loss", output.loss), ("examples/s", rate)):
             metrics[name] = 0.95 * metrics.get(name, value) + 0.05 * value
         self._last = now
 
@@ -87,7 +88,7 @@ def log_progress(trainer: Engine, n_updates: int) -> None:
             return
         last = time.perf_counter()
         state = engine.state
-        seconds_left = (n_updates - state.iteration) * state.output["n_examples"] / state.metrics["examples/s"]
+        seconds_left = (n_updates - state.iteration) * state.output.n_examples / state.metrics["examples/s"]
         logger.info(
             "update %d of %d: loss %.3f, %.1f examples/s, %s left without validation",
             state.iteration, n_updates, state.metrics["loss"], state.metrics["examples/s"],
@@ -102,7 +103,7 @@ def count_cut_examples(engine: Engine, name: str) -> None:
     @engine.on(Events.ITERATION_COMPLETED)
     def add(engine: Engine) -> None:
         nonlocal n_cut
-        n_cut += engine.state.output["n_cut"]
+        n_cut += engine.state.output.n_cut
 
     @engine.on(Events.EPOCH_COMPLETED)
     def report(engine: Engine) -> None:
@@ -119,7 +120,7 @@ def count_skipped_updates(trainer: Engine) -> None:
     @trainer.on(Events.ITERATION_COMPLETED)
     def count(engine: Engine) -> None:
         nonlocal n_skipped
-        if engine.state.output["was_skipped"]:
+        if engine.state.output.was_skipped:
             n_skipped += 1
             logger.warning(
                 "update %d: the gradients overflowed in fp16; weights and learning rate stay, the loss scale falls "
@@ -149,9 +150,11 @@ def attach_scalars(
     board: TensorboardLogger, trainer: Engine, evaluator: Engine, optimizer: torch.optim.Optimizer
 ) -> None:
     every_update = Events.ITERATION_COMPLETED
-    scalars = ("loss", "lm_loss", "mc_loss", "grad_norm")
-    board.attach_output_handler(trainer, every_update, tag="training",
-                                output_transform=lambda output: {name: output[name] for name in scalars})  # fmt: skip
+
+    def scalars(result: UpdateResult) -> dict[str, float]:
+        return {name: getattr(result, name) for name in ("loss", "lm_loss", "mc_loss", "grad_norm")}
+
+    board.attach_output_handler(trainer, every_update, tag="training", output_transform=scalars)
     board.attach_output_handler(trainer, every_update, tag="training", metric_names=["examples/s"])
     board.attach_opt_params_handler(trainer, every_update, optimizer=optimizer, tag="training")
     board.attach_output_handler(evaluator, Events.COMPLETED, tag="validation", metric_names="all",

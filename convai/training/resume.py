@@ -13,11 +13,12 @@ from convai.errors import UserError
 from convai.io.pretrained import read_json_object
 from convai.training.checkpoint import TrainingParts
 from convai.training.run_folder import ARGUMENTS_FILE, STATE_FILE, has_only_begun, list_checkpoints
+from convai.training.updates import RunSize
 
 logger = logging.getLogger(__name__)
 
 # Options that may be others when a run goes on: they do not change what is computed. How an update is split into
-# batches does not either; its size is compared as a whole (check_facts). What decides which weights are kept is not
+# batches does not either; its size is compared as a whole (check_size). What decides which weights are kept is not
 # among them: by another metric an earlier validation may be the best, whose weights are gone.
 FREE_OPTIONS = {
     "compile", "dataset_cache", "device", "eval_before_start", "gradient_accumulation_steps",
@@ -139,8 +140,9 @@ def read_state(folder: Path) -> dict:
     return state
 
 
-def check_facts(checkpoint: Path, stored: dict, now: dict) -> None:
+def check_size(checkpoint: Path, stored: dict, size: RunSize) -> None:
     """Raise UserError where the run to go on with had other data, or updates of another size, than this one."""
+    now = size.described()
     if changed := [f"{name} {stored.get(name)}, not {now[name]}" for name in now if stored.get(name) != now[name]]:
         raise UserError(f"{checkpoint} is of a run with {', '.join(changed)}: give the same data, and batch size x "
                         "accumulation x processes as before.")  # fmt: skip

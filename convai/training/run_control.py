@@ -35,7 +35,7 @@ class RunControl:
         trainer: Engine,
         evaluator: Engine,
         valid_loader: DataLoader,
-        keeper: Checkpoints,
+        checkpoints: Checkpoints,
         interruption: Interruption,
         n_updates: int,
     ):
@@ -44,10 +44,10 @@ class RunControl:
         self.trainer = trainer
         self.evaluator = evaluator
         self.valid_loader = valid_loader
-        self.keeper = keeper
+        self.checkpoints = checkpoints
         self.interruption = interruption
         self.n_updates = n_updates
-        self.history = ValidationHistory(args.best_metric, keeper.run, self.update)
+        self.history = ValidationHistory(args.best_metric, checkpoints.run, self.update)
         if self.update and is_first_rank():
             self.history.rewrite()
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_update)
@@ -67,7 +67,7 @@ class RunControl:
             # Of a resumed run's first epoch some updates are done already.
             sampler.set_epoch(engine.state.epoch, n_done=self.update % len(sampler))
 
-        with explained_failures(self.keeper.run), self.interruption.watch():
+        with explained_failures(self.checkpoints.run), self.interruption.watch():
             if self._is_validation_due(len(sampler)):
                 self._validate(self.trainer)
             if self.update < self.n_updates and not self._has_lost_patience:
@@ -76,15 +76,15 @@ class RunControl:
 
     def _after_update(self, engine: Engine) -> None:
         output = engine.state.output
-        if not math.isfinite(output["loss"]) or not (math.isfinite(output["grad_norm"]) or output["was_skipped"]):
-            raise UserError(f"update {self.update}: the loss is {output['loss']} and its gradient's norm "
-                            f"{output['grad_norm']}; try a lower --lr, --warmup 500, or --bf16 instead of fp16; "
-                            f"{what_is_left(self.keeper.run)}")  # fmt: skip
+        if not math.isfinite(output.loss) or not (math.isfinite(output.grad_norm) or output.was_skipped):
+            raise UserError(f"update {self.update}: the loss is {output.loss} and its gradient's norm "
+                            f"{output.grad_norm}; try a lower --lr, --warmup 500, or --bf16 instead of fp16; "
+                            f"{what_is_left(self.checkpoints.run)}")  # fmt: skip
         ends_epoch = self.update % engine.state.epoch_length == 0 or self.update == self.n_updates
         is_due = self.args.save_every and self.update % self.args.save_every == 0
-        if is_first_rank() and (ends_epoch or is_due or output["is_interrupted"]):
-            self.keeper.save(self.update)
-        if output["is_interrupted"]:
+        if is_first_rank() and (ends_epoch or is_due or output.is_interrupted):
+            self.checkpoints.save(self.update)
+        if output.is_interrupted:
             engine.terminate()
         elif self.update == self.n_updates:
             engine.terminate_epoch()  # the last by max_epochs, so the run ends as if it had been a full one
@@ -98,10 +98,10 @@ class RunControl:
             self.update, shown(metrics["hits@1"]), metrics["perplexity"], len(self.valid_loader.dataset),
         )  # fmt: skip
         if is_first_rank() and self.update > 0 and self.history.is_best(metrics):
-            self.keeper.save_best()
+            self.checkpoints.save_best()
         self.history.append(self.update, engine.state.epoch, metrics, to_file=is_first_rank())
         if is_first_rank() and self.update > 0:
-            write_model_card(self.keeper.run, self.keeper.facts)
+            write_model_card(self.checkpoints.run, self.checkpoints.size.described())
         if self._has_lost_patience:
             better = self.history.deciding_metric
             logger.info("%d validations without a better %s: stopping", self.args.patience, better)
@@ -119,8 +119,9 @@ class RunControl:
         return bool(self.args.patience) and self.history.n_since_best >= self.args.patience
 
     def _report_end(self) -> None:
-        run = self.keeper.run
-        if not (self.trainer.state.output or {}).get("is_interrupted"):
+        run = self.checkpoints.run
+        last = self.trainer.state.output
+        if last is None or not last.is_interrupted:
             logger.info("done: best checkpoint in %s, last in %s", run, run / "checkpoints")
             return
         if is_first_rank():

@@ -5,6 +5,7 @@ So how an update is split, by batch size, accumulation or ranks, does not change
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,29 @@ from convai.data.store import DialogSplit, Example
 
 # Data without candidates get so many drawn ones in validation: as many as PersonaChat offers beside the gold.
 N_VALIDATION_DISTRACTORS = 19
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """How much a run computes; a run that goes on must be of the same size."""
+
+    n_updates: int
+    n_examples: int  # of an epoch, personas' rotations included
+    update_size: int  # examples of an update, on all ranks together
+
+    @property
+    def epoch_length(self) -> int:
+        """Updates of an epoch, the last of which may be smaller."""
+        return -(-self.n_examples // self.update_size)
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs that the run begins."""
+        return -(-self.n_updates // self.epoch_length)
+
+    def described(self) -> dict[str, int]:
+        """Return the sizes by the names that checkpoints and model cards have for them."""
+        return {"updates": self.n_updates, "examples": self.n_examples, "update size": self.update_size}
 
 
 class TreeDataset(Dataset):
