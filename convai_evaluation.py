@@ -32,6 +32,7 @@ from convai.dialog.agent import Context, DialogAgent
 from convai.dialog.decoding import DecodingSettings
 from convai.evaluation.metrics import (
     OFFICIAL_N_ENTRIES,
+    ReplyScore,
     WordPerplexity,
     best_first,
     count_words,
@@ -226,10 +227,11 @@ def task_dialogs(opt: Mapping[str, Any], task: str, datatype: str) -> list[Dialo
     """Return the dialogs of a ParlAI task in our form, with the gold replies as the only candidates."""
     from parlai.core.teachers import create_task_agent_from_taskname
 
-    opt = copy.deepcopy(opt)
-    opt.update(task=task, datatype=datatype, batchsize=1)
-    dialogs, is_new = [], True
-    for teacher in create_task_agent_from_taskname(opt):
+    own_opt: Any = copy.deepcopy(opt)
+    own_opt.update(task=task, datatype=datatype, batchsize=1)
+    dialogs: list[Dialog] = []
+    is_new = True
+    for teacher in create_task_agent_from_taskname(own_opt):
         for message in teacher:
             if is_new:
                 dialogs.append({"personality": [], "utterances": []})
@@ -254,6 +256,10 @@ class _TransformerAgent:
 
     Clones share the model. Each observation carries its context, so that one clone can act for a whole batch.
     """
+
+    # Of ParlAI's Agent, and of the class that agent_class makes.
+    opt: Mapping[str, Any]
+    metrics_of: Callable[[ReplyScore], dict[str, Any]]
 
     @classmethod
     def add_cmdline_args(cls, parser, partial_opt=None):
@@ -295,11 +301,11 @@ class _TransformerAgent:
 
     def share(self) -> dict:
         own = {"dialog_agent": self.dialog_agent, "words": self.words, "reports_errors": self.reports_errors}
-        return super().share() | own
+        return super().share() | own  # type: ignore[misc] # that base comes with agent_class
 
     def reset(self) -> None:
         """Forget the dialog."""
-        super().reset()
+        super().reset()  # type: ignore[misc] # as in share
         self.persona: list[str] = []
         self.history: list[str] = []
         self.said = ""  # since the last observation: the gold reply where there is one, otherwise what was replied
@@ -348,6 +354,7 @@ class _TransformerAgent:
 
     def next_word_probability(self, partial_out: Sequence[str]) -> dict[str, float]:
         """Return each dictionary word's probability to follow the words `partial_out` of the reply, as published."""
+        assert self.words is not None, "made by --eval_type ppl"
         return self.words.next_word_probability(self.dialog_agent, self.observation["dialog_context"], partial_out)
 
     def _rank(self, observations) -> list[dict]:
@@ -366,7 +373,9 @@ class _TransformerAgent:
         return without_twins(candidates, labels, self.dialog_agent.tokenizer.encode) if labels else candidates
 
     def _score(self, observations) -> list[dict]:
-        questions = [(observation["dialog_context"], gold_of(observation)) for observation in observations]
+        assert self.words is not None, "made by --eval_type ppl"
+        # Only those with a gold reply are scored.
+        questions = [(observation["dialog_context"], gold_of(observation) or "") for observation in observations]
         return [{"metrics": self.metrics_of(score)} for score in self.words.score(self.dialog_agent, questions)]
 
     def _generate(self, observations) -> list[dict]:

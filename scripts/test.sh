@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything a change must pass: installs what is missing, checks style, tries ParlAI's commands in an environment of
-# their own, runs the tests (not those marked slow). With arguments: style and tests only.
+# Everything a change must pass: installs what is missing, checks style and types, tries ParlAI's commands in an environment of
+# their own, runs the tests (not those marked slow). With arguments: style, types and tests only.
 #
 #   bash scripts/test.sh [pytest arguments]
 set -euo pipefail
@@ -11,6 +11,7 @@ use_environment requirements-dev.lock requirements.txt requirements-hub.txt requ
 satisfies "$PYTHON" requirements-parlai.txt || install_lock "$PYTHON" requirements-parlai.lock
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
 # Not beside the tests, some of which take the time.
 [ $# -gt 0 ] || PYTHON=$PYTHON bash scripts/check_parlai.sh
 # Two at a time; `-n 0` among the arguments runs them in one process, as debuggers need.

@@ -10,14 +10,16 @@ The sequence itself, as published, can be read in utils.build_input_from_segment
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from convai.data.store import DialogSplit, TokenIds
 from convai.model.tokenization import DialogTokenizer
 from convai.model.vocabulary import SPECIAL_TOKENS
 
+Turn = TypeVar("Turn")  # text or token ids
 
-def cut_history(history: Sequence[TokenIds], max_history: int) -> Sequence[TokenIds]:
+
+def cut_history(history: Sequence[Turn], max_history: int) -> Sequence[Turn]:
     """Return the last `2 * max_history + 1` utterances: `max_history` exchanges and the turn to answer."""
     return history[-(2 * max_history + 1) :]
 

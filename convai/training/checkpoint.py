@@ -140,7 +140,8 @@ class Checkpoints:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.is_file() and aside.unlink()
+            if aside.is_file():
+                aside.unlink()
             raise UserError(f"{aside} cannot be written ({_reason(error)}); {what_is_left(self.run)}") from error
 
 
