@@ -285,7 +285,7 @@ class _TransformerAgent:
 
     def __init__(self, opt, shared=None):
         self.id = "TransformerAgent"
-        super().__init__(opt, shared)
+        super().__init__(opt, shared)  # type: ignore[call-arg] # of ParlAI's Agent, as in share
         # ParlAI's own commands would show an error of ours as a traceback; this script, which hands over an agent that
         # is loaded already, reports them itself.
         self.reports_errors = shared is None or shared.get("reports_errors", False)
