@@ -40,7 +40,7 @@ def reply(setting: Setting) -> list[dict[str, Any]]:
     measured = compare({"ours": ours, "reference": lambda: plain(examples)}, setting.options.repeats)
     return [{"name": "reply", **summary(measured), "reply_ms": round(1000 / measured["ours"].rate),
              "first_token_ms": round(1000 * statistics.median(first_token_times)),
-             "context_tokens": len(prompt(setting, examples[0])["input_ids"]), "tokens": N_TOKENS,
+             "context_tokens": len(prompt(setting, examples[0]).input_ids), "tokens": N_TOKENS,
              "examples": len(examples), "tokens_checked": n_agreeing}]  # fmt: skip
 
 

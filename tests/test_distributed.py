@@ -73,17 +73,18 @@ COUNTING = """
 import atexit, os, sys
 sys.path.insert(0, {root!r})
 import train
+from convai.training import trainer
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 n = 0
 def exchange(state, bucket):
     global n
     n += bucket.is_last()
     return allreduce_hook(state, bucket)
-class Counting(train.DistributedDataParallel):
+class Counting(trainer.DistributedDataParallel):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.register_comm_hook(None, exchange)
-train.DistributedDataParallel = Counting
+trainer.DistributedDataParallel = Counting
 train.main()
 print("exchanges of gradients:", n)
 """
@@ -107,7 +108,7 @@ def test_several_ranks_train_and_validate_as_one(folder, n_ranks, launcher):
     for ours, theirs in zip(metrics_of(folder / "several"), metrics_of(folder / "one"), strict=True):
         assert ours["hits@1"] == theirs["hits@1"]
         assert ours["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-5)
-    assert metrics_of(folder / "one")[0]["hits@1"] not in (0, 1)
+    assert metrics_of(folder / "one")[-1]["hits@1"] not in (None, 0, 1)
     assert len(list(folder.glob("cache.*"))) == 1
 
 

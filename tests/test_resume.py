@@ -260,7 +260,7 @@ class TestRefusals:
 class TestMisfortunes:
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_a_loss_that_is_no_number(self, folder, monkeypatch, value):
-        compute, n = train.tree_losses, 0
+        compute, n = trainer.tree_losses, 0
 
         def tree_losses(model, batch):
             nonlocal n
@@ -268,7 +268,7 @@ class TestMisfortunes:
             token_losses, *others = compute(model, batch)
             return token_losses * (value if n == 7 else 1), *others
 
-        monkeypatch.setattr(train, "tree_losses", tree_losses)
+        monkeypatch.setattr(trainer, "tree_losses", tree_losses)
         message = (
             rf"update 4: the loss is {value} .* try a lower --lr, .*update-00000003 is intact: go on with --resume"
         )
