@@ -8,9 +8,11 @@ ARG PIP_FIND_LINKS
 ARG PIP_EXTRA_INDEX_URL
 
 # From what changes rarely to what changes often, so that an edited script builds in seconds.
-COPY requirements.txt requirements-parlai.txt /tmp/
-RUN python3 -m pip install --no-cache-dir -r /tmp/requirements.txt \
- && python3 -m pip install --no-cache-dir --no-deps -r /tmp/requirements-parlai.txt
+# The locks hold all but PyTorch and what only its CUDA build needs: scripts/lock.sh says why.
+COPY requirements.txt requirements.lock requirements-parlai.lock /tmp/
+RUN python3 -m pip install --no-cache-dir --require-hashes --no-deps -r /tmp/requirements.lock \
+ && python3 -m pip install --no-cache-dir -r /tmp/requirements.txt \
+ && python3 -m pip install --no-cache-dir --require-hashes --no-deps -r /tmp/requirements-parlai.lock
 
 RUN useradd --create-home --uid 1000 convai && install --directory --owner convai /workspace /workspace/models
 WORKDIR /workspace

@@ -21,6 +21,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import ignite.distributed as idist
 import torch
@@ -76,15 +77,16 @@ def train(args: TrainingOptions, device: torch.device) -> None:
     parts = prepare_parts(args, model, tokenizer, n_updates, device)
 
     interruption = Interruption(alone=idist.get_world_size() == 1)
-    trainer = create_trainer(args, parts, train_loader.batch_sampler, device, interruption)
-    trains_ranking = train_ranking_head(args, trainer, model, train_loader.dataset)
-    evaluator = create_evaluator(parts, device, is_ranking_measured(trains_ranking, valid_loader.dataset))
-    size = RunSize(n_updates, len(train_loader.dataset), update_size(args))
+    train_data, valid_data = (cast(TreeDataset, loader.dataset) for loader in (train_loader, valid_loader))
+    trainer = create_trainer(args, parts, cast(UpdateSampler, train_loader.batch_sampler), device, interruption)
+    trains_ranking = train_ranking_head(args, trainer, model, train_data)
+    evaluator = create_evaluator(parts, device, is_ranking_measured(trains_ranking, valid_data))
+    size = RunSize(n_updates, len(train_data), update_size(args))
     run = prepare_run(args, splits, parts, size, resumed, trainer)
     checkpoints = Checkpoints(run, parts, args.n_saved, size)
     attach_progress(trainer, evaluator, n_updates)
     control = RunControl(args, trainer, evaluator, valid_loader, checkpoints, interruption, n_updates)
-    with attach_tensorboard(trainer, evaluator, parts, valid_loader.dataset, run):
+    with attach_tensorboard(trainer, evaluator, parts, valid_data, run):
         control.run(train_loader)
 
 
@@ -305,7 +307,7 @@ def prepare_run(
 ) -> Path:  # fmt: skip
     """Return the folder of a new run, or of the one to go on with, whose state is put back."""
     if not resumed:
-        created = ""
+        created: Path | str = ""
         if is_first_rank():
             created = create_run_folder(args, parts.tokenizer, splits["train"], resume.begins_again(args))
         return Path(from_first_rank(str(created)))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convai.data.formats import PERSONACHAT_URL, find_source
-from convai.data.inputs import lay_out, positions
+from convai.data.inputs import TokenNumbers, lay_out, positions
 from convai.data.store import FORMAT_VERSION, DialogSplit, TokenIds, open_or_build
 from convai.io.pretrained import RELEASED_MODEL_URL, locate_finetuned
 from convai.model.tokenization import DialogTokenizer
@@ -46,7 +46,7 @@ def build_input_from_segments(
     persona: Sequence[TokenIds],
     history: Sequence[TokenIds],
     reply: TokenIds,
-    tokenizer,
+    tokenizer: TokenNumbers,
     lm_labels: bool = False,
     with_eos: bool = True,
     history_start: int | None = None,
@@ -63,7 +63,7 @@ def build_input_from_segments(
     segments = lay_out(persona, history, reply, tokenizer, with_eos)
     input_ids = [token for segment in segments for token in segment.ids]
     labelled = [(token, lm_labels and segment.is_target) for segment in segments for token in segment.ids]
-    inputs = {
+    inputs: dict[str, list[int] | int] = {
         "input_ids": input_ids,
         "token_type_ids": [segment.speaker for segment in segments for _ in segment.ids],
         "mc_token_ids": len(input_ids) - 1,

@@ -38,11 +38,11 @@ def rank_label() -> str:
     return "" if rank == "0" else f"rank {rank}: "
 
 
-def disk_reason(error: Exception) -> str:
+def disk_reason(error: BaseException) -> str:
     """Return in plain words why a file could not be read or written."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "no space left on the disk"
-    return f"{error.strerror}: {error.filename}" if getattr(error, "filename", None) else str(error)
+    return f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
 
 
 def one_line(text: str) -> str:

@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
-use_environment requirements.txt
+use_environment requirements.lock requirements.txt
 model=${1:-models/demo}
 model=${model%/}
 export OMP_NUM_THREADS=1 # in a model this small further threads would only wait for each other

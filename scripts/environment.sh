@@ -1,19 +1,16 @@
-# Sourced by the other scripts: sets PYTHON to one whose packages satisfy a requirements file.
+# Sourced by the other scripts: sets PYTHON to one that has the pinned versions of requirements files.
 #
-#   use_environment requirements.txt
+#   use_environment requirements.lock requirements.txt
 #
-# Takes the running Python where it has exactly the pinned versions; otherwise makes .venv and installs into it.
+# Takes the running Python where it has exactly these versions; otherwise makes .venv and installs the lock into it.
 
-satisfies() { # satisfies PYTHON REQUIREMENTS
-    "$1" - "$2" <<'PY'
+satisfies() { # satisfies PYTHON REQUIREMENTS...
+    "$1" - "${@:2}" <<'PY'
 import importlib.metadata, pathlib, re, sys
 
 def pins(path):
     for line in path.read_text().splitlines():
-        line = line.split("#")[0].strip()
-        if line.startswith("-r "):
-            yield from pins(path.parent / line[3:].strip())
-        elif match := re.fullmatch(r"([\w.-]+)==([\w.]+)", line):
+        if match := re.fullmatch(r"([\w.-]+)==([\w.]+)", line.split("#")[0].strip()):
             yield match.groups()
 
 def installed(name):
@@ -22,15 +19,24 @@ def installed(name):
     except importlib.metadata.PackageNotFoundError:
         return None
 
-sys.exit(any(installed(name) != version for name, version in pins(pathlib.Path(sys.argv[1]))))
+sys.exit(any(installed(name) != version for path in sys.argv[1:] for name, version in pins(pathlib.Path(path))))
 PY
 }
 
-use_environment() { # use_environment REQUIREMENTS
-    local root
+install_lock() { # install_lock PYTHON LOCK: every package as it is pinned there, and PyTorch, which no lock has
+    "$1" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r "$2"
+    # All but PyTorch is there now; its version stands in requirements.txt, the build (CUDA or not) is the user's choice.
+    "$1" -m pip install --quiet --disable-pip-version-check -r "$(dirname "$2")/requirements.txt"
+}
+
+use_environment() { # use_environment LOCK REQUIREMENTS...
+    local root lock requirements
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    lock=$root/$1
+    requirements=("${@:2}")
+    requirements=("${requirements[@]/#/$root/}")
     PYTHON=${PYTHON:-$(command -v python3 || command -v python)}
-    if satisfies "$PYTHON" "$root/$1"; then
+    if satisfies "$PYTHON" "${requirements[@]}"; then
         return
     fi
     if [ ! -x "$root/.venv/bin/python" ]; then
@@ -38,8 +44,8 @@ use_environment() { # use_environment REQUIREMENTS
         "$PYTHON" -m venv "$root/.venv"
     fi
     PYTHON=$root/.venv/bin/python
-    if ! satisfies "$PYTHON" "$root/$1"; then
+    if ! satisfies "$PYTHON" "${requirements[@]}"; then
         echo "installing $1 into .venv (a few minutes the first time) ..."
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$root/$1"
+        install_lock "$PYTHON" "$lock"
     fi
 }

@@ -1,7 +1,8 @@
 """Batches of candidate trees: what the model reads, as tensors."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,9 +48,10 @@ class TreeBatch:
         """Called by DataLoader, so that copies to the GPU overlap with its work."""
         return self._map(Tensor.pin_memory)
 
-    def _map(self, function) -> "TreeBatch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "n_cut"}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "TreeBatch":
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        mapped = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return TreeBatch(**(values | mapped))
 
 
 def collate_trees(trees: Sequence[CandidateTree]) -> TreeBatch:

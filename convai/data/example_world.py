@@ -19,6 +19,7 @@ other (the model scores each by itself): no distractor repeats the gold's value,
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 N_FACTS = 4  # of a persona
 
@@ -244,7 +245,7 @@ def draw_exchange(
     return line, answers, rng.choice(answers).format(persona[topic])
 
 
-def draw_dialog(rng: random.Random, persona: Persona, n_candidates: int) -> dict:
+def draw_dialog(rng: random.Random, persona: Persona, n_candidates: int) -> dict[str, Any]:
     """One entry of the PersonaChat format: four or five exchanges with this persona."""
     personality = [rng.choice(FACTS[kind].persona_templates).format(value) for kind, value in persona.items()]
     history: list[str] = []
@@ -257,14 +258,15 @@ def draw_dialog(rng: random.Random, persona: Persona, n_candidates: int) -> dict
         distractors = draw_distractors(rng, persona, asked_kind, answers, n_candidates - 1)
         utterances.append({"candidates": [*distractors, gold], "history": history.copy()})
         history.append(gold)
-        asks_back = asked_kind is not None and gold.endswith("?")
-        user_answer = user_statement(rng, asked_kind, persona[asked_kind]) if asks_back else ""
+        user_answer = ""
+        if asked_kind is not None and gold.endswith("?"):  # it asks back
+            user_answer = user_statement(rng, asked_kind, persona[asked_kind])
     return {"personality": personality, "utterances": utterances}
 
 
 def example_dataset(
     seed: int = 0, n_train_dialogs: int = 10_000, n_valid_dialogs: int = 200, n_candidates: int = 20
-) -> dict[str, list[dict]]:
+) -> dict[str, list[dict[str, Any]]]:
     """The dataset {"train": [entry, ...], "valid": [entry, ...]}; the same arguments always give the same one.
 
     A dialog holds 4.25 examples on average. No persona of "valid" occurs in "train": its facts are known, their

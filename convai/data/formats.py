@@ -7,6 +7,7 @@ All readers return `{"train": dialogs, "valid": dialogs}`. A dialog is `{"person
 
 import gzip
 import hashlib
+import io
 import json
 import logging
 import os
@@ -164,7 +165,7 @@ def read_splits(path: Path) -> dict[str, list[Dialog]]:
     return {"": parse_parlai(text, path)}
 
 
-def open_checked(path: Path):
+def open_checked(path: Path) -> io.BufferedReader:
     """Open a file for reading bytes; UserError where it is missing or unreadable."""
     try:
         return open(path, "rb")
@@ -244,7 +245,7 @@ def _with_held_out(path: str, splits: dict[str, list[Dialog]], split_needed: boo
 def _parse_json(text: str, path: Path) -> dict[str, list[Dialog]]:
     strings = Strings()
 
-    def share_strings(entry: dict) -> dict:
+    def share_strings(entry: Dialog) -> Dialog:
         for key in ("candidates", "history", "personality"):
             if isinstance(entry.get(key), list):
                 entry[key] = [strings[t] if isinstance(t, str) else t for t in entry[key]]

@@ -10,15 +10,24 @@ The sequence itself, as published, can be read in utils.build_input_from_segment
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from convai.data.store import DialogSplit, TokenIds
-from convai.model.tokenization import SPECIAL_TOKENS, DialogTokenizer
+from convai.model.tokenization import DialogTokenizer
+from convai.model.vocabulary import SPECIAL_TOKENS
+
+Turn = TypeVar("Turn")  # text or token ids
 
 
-def cut_history(history: Sequence[TokenIds], max_history: int) -> Sequence[TokenIds]:
+def cut_history(history: Sequence[Turn], max_history: int) -> Sequence[Turn]:
     """Return the last `2 * max_history + 1` utterances: `max_history` exchanges and the turn to answer."""
     return history[-(2 * max_history + 1) :]
+
+
+class TokenNumbers(Protocol):
+    """What has an id for each of the dialog tokens: our tokenizers, and those of transformers."""
+
+    def convert_tokens_to_ids(self, tokens: Sequence[str], /) -> list[int]: ...
 
 
 class Segment(NamedTuple):
@@ -30,13 +39,15 @@ class Segment(NamedTuple):
 
 
 def lay_out(
-    persona: Sequence[TokenIds], history: Sequence[TokenIds], reply: TokenIds, tokenizer, with_eos: bool = True
+    persona: Sequence[TokenIds],
+    history: Sequence[TokenIds],
+    reply: TokenIds,
+    tokenizer: TokenNumbers,
+    with_eos: bool = True,
 ) -> list[Segment]:
     """Return the segments of one input in their order (Wolf et al., 2019, section 3).
 
-        <bos> persona... | <speaker2> user turn | <speaker1> own turn | ... | <speaker1> reply <eos>
-
-    `tokenizer` needs `convert_tokens_to_ids` only.
+    <bos> persona... | <speaker2> user turn | <speaker1> own turn | ... | <speaker1> reply <eos>
     """
     bos, eos, speaker1, speaker2 = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[:4])
     segments = [Segment([bos], speaker1), *(Segment(sentence, speaker1) for sentence in persona)]
@@ -95,9 +106,9 @@ def fit_segments(
     """
     longest = max(map(len, candidates)) + 1  # <eos>
     n_persona = 1 + sum(map(len, persona))  # <bos>
-    was_cut = history_start is not None and n_persona > history_start
-    if was_cut:
-        persona = _cut_end(persona, history_start - 1)
+    was_cut = False
+    if history_start is not None and n_persona > history_start:
+        persona, was_cut = _cut_end(persona, history_start - 1), True
     n_persona = n_persona if history_start is None else history_start
     excess = n_persona + sum(len(turn) + 1 for turn in history) + 1 + longest - max_positions  # 1: <speaker1>
     if excess <= 0:

@@ -46,7 +46,7 @@ class _Message(NamedTuple):
 class _Losses:
     """Counts what a file holds that dialogs of our form do not, to be said in one line."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.fields: set[str] = set()
 
@@ -80,7 +80,9 @@ def _numbered_messages(lines: Sequence[Line], path: Path, losses: _Losses) -> It
         if not match:
             raise UserError(f"{path}, line {n_line}: in ParlAI text a line starts with its number in the dialog and a "
                             f"space; this one starts with {line[:20]!r}.")  # fmt: skip
-        said, reply, reward, offered, *extra = [*match[2].replace("\\n", "\n").split("\t"), "", "", ""]
+        fields = match[2].replace("\\n", "\n").split("\t")
+        fields.extend(("", "", ""))
+        said, reply, reward, offered, *extra = fields
         if "|" in reward:
             raise UserError(f"{path}, line {n_line}: the third field is for a reward; put two tabs between the reply "
                             "and the candidates.")  # fmt: skip
@@ -133,7 +135,9 @@ def _stripped(texts: Iterable[str]) -> list[str]:
 
 
 def _dialogs(messages: Iterable[_Message], path: Path, losses: _Losses) -> Iterator[dict[str, Any]]:
-    dialog: dict[str, Any] | None = None
+    dialog: dict[str, Any] = {}
+    turns: list[str] = []
+    unanswered = ""
     n_line = n_unanswered = 0
     for n_line, starts_dialog, text, replies, offered in messages:
         if starts_dialog:

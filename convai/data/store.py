@@ -20,7 +20,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -55,8 +55,17 @@ class Example(NamedTuple):
     candidates: list[TokenIds]
 
 
-class DialogSplit(Sequence):
+class DialogSplit(Sequence[Example]):
     """The examples of one split; `split[i]` is an Example with every candidate of the file."""
+
+    _persona: np.ndarray
+    _persona_ends: np.ndarray
+    _turns: np.ndarray
+    _dialog: np.ndarray
+    _history_start: np.ndarray
+    _history_end: np.ndarray
+    _candidates: np.ndarray
+    _candidate_ends: np.ndarray
 
     def __init__(self, arrays: dict[str, np.ndarray], name: str):
         self.name = name
@@ -68,7 +77,7 @@ class DialogSplit(Sequence):
     def __len__(self) -> int:
         return len(self._dialog)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override] # one at a time, no slices
         return self.example(index)
 
     @property
@@ -83,7 +92,7 @@ class DialogSplit(Sequence):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
-        candidates = _slice(self._candidates, self._candidate_ends, index)
+        candidates: Sequence[int] | np.ndarray = _slice(self._candidates, self._candidate_ends, index)
         if len(candidates) == 1 and n_drawn:
             candidates = [*map(self._gold, self.draw_distractors(index, n_drawn)), *candidates]
         if num_candidates is not None:
@@ -101,7 +110,8 @@ class DialogSplit(Sequence):
 
     def utterance(self, number: int) -> TokenIds:
         """Return the token ids of one utterance."""
-        return _slice(self._tokens, self._utterance_ends, number).tolist()
+        ids: TokenIds = _slice(self._tokens, self._utterance_ends, number).tolist()
+        return ids
 
     def draw_distractors(self, index: int, n: int) -> list[int]:
         """Return `n` examples of other dialogs, whose gold replies are to distract in this one; fewer where need be."""
@@ -132,7 +142,7 @@ def _slice(values: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:
 
 
 def open_or_build(
-    path: Path | None, tokenizer: DialogTokenizer, load_dialogs: Callable[[], dict]
+    path: Path | None, tokenizer: DialogTokenizer, load_dialogs: Callable[[], dict[str, list[Dialog]]]
 ) -> dict[str, DialogSplit]:
     """Return the splits from the store at `path`, building it from `load_dialogs()` where there is none that is sound.
 
@@ -186,11 +196,11 @@ def build_arrays(splits: dict[str, list[Dialog]], tokenizer: DialogTokenizer) ->
 class _Classes:
     """Numbers items one after the other, equal ones with the same number."""
 
-    def __init__(self):
-        self._number_of: dict = {}
+    def __init__(self) -> None:
+        self._number_of: dict[Any, int] = {}
         self._numbers = array("i")
 
-    def add(self, item) -> None:
+    def add(self, item: Any) -> None:
         self._numbers.append(self._number_of.setdefault(item, len(self._number_of)))
 
     def numbers(self) -> np.ndarray:
@@ -210,7 +220,7 @@ def _drop_twins(arrays: dict[str, np.ndarray], split: str, *classes: np.ndarray)
     arrays[f"{split}.candidate_ends"] = np.cumsum(is_kept, dtype=np.int32)[ends - 1]
 
 
-def _index_split(dialogs: list[Dialog], numbers: dict[str, int]) -> dict[str, array]:
+def _index_split(dialogs: list[Dialog], numbers: dict[str, int]) -> dict[str, "array[int]"]:
     """Turn one split's strings into utterance numbers, giving new strings the next number in `numbers`."""
 
     def number(texts: list[str]) -> list[int]:
@@ -220,7 +230,8 @@ def _index_split(dialogs: list[Dialog], numbers: dict[str, int]) -> dict[str, ar
     for d, dialog in enumerate(dialogs):
         arrays["persona"].extend(number(dialog["personality"]))
         arrays["persona_ends"].append(len(arrays["persona"]))
-        start, said = len(arrays["turns"]), []
+        start = len(arrays["turns"])
+        said: list[int] = []
         for utterance in dialog["utterances"]:
             history = number(utterance["history"])
             if history[: len(said)] != said:  # usually each history continues the one before and shares its turns
@@ -268,5 +279,5 @@ def _checksum(arrays: dict[str, np.ndarray]) -> str:
     total = 0
     for key in sorted(arrays):
         total = zlib.crc32(f"{key} {arrays[key].dtype}".encode(), total)
-        total = zlib.crc32(np.ascontiguousarray(arrays[key]).view(np.uint8), total)
+        total = zlib.crc32(np.ascontiguousarray(arrays[key]).view(np.uint8).data, total)
     return f"{total:08x}"

@@ -34,7 +34,7 @@ class Tables:
         self.name = dataset_path
 
     @cached_property
-    def _splits(self):
+    def _splits(self) -> Any:
         """The `datasets.DatasetDict`, memory-mapped; downloaded and converted once into that package's cache."""
         try:
             import datasets
@@ -84,17 +84,19 @@ def _files_by_part(name: str) -> dict[str, dict[str, list[str]]]:
     words = set()
     for path in sorted([*Path(name).glob("*.parquet"), *Path(name).glob("*/*.parquet")]):
         folder = "" if path.parent == Path(name) else path.parent.name
-        if word := next(filter(part_of_name, re.split(r"[-._ ]+", f"{path.name} {folder}".lower())), None):
-            words.add(word)
-            parts.setdefault(part_of_name(word), []).append(str(path))
+        for word in re.split(r"[-._ ]+", f"{path.name} {folder}".lower()):
+            if part := part_of_name(word):
+                words.add(word)
+                parts.setdefault(part, []).append(str(path))
+                break
     return {"data_files": parts} if "eval" in words else {}
 
 
-def _read(table, where: str, split: str, keys: KeyCheck) -> list[Row]:
+def _read(table: Any, where: str, split: str, keys: KeyCheck) -> list[Row]:
     columns = set(table.column_names)
     strings = Strings()
 
-    def share(value):
+    def share(value: Any) -> Any:
         if isinstance(value, str):
             return strings[value]
         if isinstance(value, list):
@@ -112,7 +114,7 @@ def _read(table, where: str, split: str, keys: KeyCheck) -> list[Row]:
                     f"personality and utterances, or personality, history and candidates{hint or '.'}")  # fmt: skip
 
 
-def _one_by_one(utterances: list | dict | None) -> list | None:
+def _one_by_one(utterances: list[Row] | dict[str, list[Any]] | None) -> list[Row] | None:
     """Return a list of objects, also where older versions of `datasets` have written one object of lists."""
     if not isinstance(utterances, dict):
         return utterances
@@ -133,6 +135,6 @@ def _join_replies(rows: Iterable[Row], where: str, keys: KeyCheck) -> list[Row]:
     for replies in dialogs.values():
         replies.sort(key=lambda row: row.get("utterance_idx") or 0)
         utterances = [{"history": row["history"], "candidates": row["candidates"]} for row in replies]
-        persona = next((row["personality"] for row in replies if row.get("personality")), [])
+        persona: list[str] = next((row["personality"] for row in replies if row.get("personality")), [])
         joined.append({"personality": persona, "utterances": utterances})
     return joined

@@ -127,7 +127,7 @@ class DialogAgent:
 
         def on_token(token: int) -> None:
             ids.append(token)
-            if token not in self.tokenizer.special_ids.values():
+            if on_text and token not in self.tokenizer.special_ids.values():
                 on_text(self.tokenizer.decode(ids))
 
         stream = on_token if on_text and self.settings.num_beams == 1 else None
@@ -170,7 +170,9 @@ class DialogAgent:
         encoded = [[tuple(ids) for ids in self._encode_all(candidates)] for _, candidates in questions]
         # Candidates of equal tokens share a branch, and so their score to the last bit.
         branches = [list(dict.fromkeys(candidates)) for candidates in encoded]
-        trees = [self._tree(context, own) for (context, _), own in zip(questions, branches, strict=True)]
+        trees = [
+            self._tree(context, list(map(list, own))) for (context, _), own in zip(questions, branches, strict=True)
+        ]
         rows = [row for scores in map(self._score, self._split(trees)) for row in scores]
         score_of = [dict(zip(own, row[-len(own) :], strict=True)) for own, row in zip(branches, rows, strict=True)]
         return [[scores[ids] for ids in candidates] for scores, candidates in zip(score_of, encoded, strict=True)]

@@ -7,6 +7,7 @@ ours is the choice of what may be said: a special token ends a reply, and none c
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,8 @@ def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tens
     """
     flat = logits.reshape(-1, logits.shape[-1]).clone()
     no_ids = torch.empty(len(flat), 0, dtype=torch.long)
-    return LogitsProcessorList(_filters(top_k, top_p))(no_ids, flat).view(logits.shape)
+    # Ids are annotated as LongTensor, which no function of torch is said to return.
+    return LogitsProcessorList(_filters(top_k, top_p))(no_ids, flat).view(logits.shape)  # type: ignore[arg-type]
 
 
 def _filters(top_k: int, top_p: float) -> list[LogitsProcessor]:
@@ -75,15 +77,14 @@ class Generator(PreTrainedModel, GenerationMixin):
 
     def __init__(self, model: DoubleHeadsModel):
         config = model.config
-        super().__init__(
-            PretrainedConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.n_embd,
-                num_hidden_layers=config.n_layer,
-                num_attention_heads=config.n_head,
-                is_decoder=True,
-            )
-        )
+        shape: dict[str, Any] = {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.n_embd,
+            "num_hidden_layers": config.n_layer,
+            "num_attention_heads": config.n_head,
+            "is_decoder": True,
+        }
+        super().__init__(PretrainedConfig(**shape))
         self.model = model
 
     @property
@@ -200,7 +201,8 @@ def generate_replies(
         processors += [TemperatureLogitsWarper(float(settings.temperature)), *_filters(settings.top_k, settings.top_p)]
         processors.append(_DrawByPrompt(prompts, seed))
         settings = replace(settings, no_sample=True)
-    sequences = Generator(model).generate(
+    # transformers describes what generates by a protocol of more attributes than generation uses.
+    sequences = Generator(model).generate(  # type: ignore[misc]
         input_ids=padded("input_ids"),
         token_type_ids=padded("token_type_ids"),  # generation continues the last one, <speaker1>
         position_ids=positions.clamp(min=0),

@@ -42,7 +42,8 @@ def plain_line(text: str) -> str:
 
 def settled(text: str) -> str:
     """Return the part of an unfinished reply that no further token changes: decoding joins words and punctuation."""
-    return text[: _UNSETTLED_END.search(text).start()]
+    end = _UNSETTLED_END.search(text)
+    return text[: end.start()] if end else text
 
 
 class Terminal:
@@ -73,7 +74,7 @@ class Terminal:
         keys = KeyBindings()
         # It takes a typed or pasted "ESC [ 31 m" for a report of the mouse, and fails on it.
         keys.add(Keys.Vt100MouseEvent, eager=True)(lambda event: None)
-        session = PromptSession(key_bindings=keys, enable_suspend=True)
+        session: PromptSession[str] = PromptSession(key_bindings=keys, enable_suspend=True)
         label = FormattedText([("bold ansigreen" if self.has_colors else "", "you: ")])
         while True:
             try:

@@ -157,7 +157,7 @@ def figures(totals: Mapping[str, float]) -> dict[str, float]:
     return {"ppl": word, "ppl_all_pieces": all_pieces, "token_ppl": token} | counts
 
 
-def perplexity(loss: float, n: int) -> float:
+def perplexity(loss: float, n: float) -> float:
     """Return exp of the mean of `n` negative log-probabilities that sum to `loss`; NaN for none."""
     try:
         return math.exp(loss / n) if n else math.nan
@@ -167,6 +167,8 @@ def perplexity(loss: float, n: int) -> float:
 
 class Spelling:
     """The pieces of every dictionary word, as `encode` spells them, and what the two definitions need of them."""
+
+    _masks: Tensor
 
     def __init__(self, tokenizer: DialogTokenizer, dictionary: Mapping[str, int], encode: Callable[[str], TokenIds]):
         """`dictionary` maps words to their frequencies; words that the vocabulary cannot spell are left out."""
@@ -218,8 +220,9 @@ class Spelling:
                     self.continuations[pieces[:n]].add(pieces[n])
 
     def _may_begin_word(self, token: str | None) -> bool:
-        special = token is None or token in self.tokenizer.special_ids
-        return self.tokenizer.family != "gpt2" or special or token[0] in _BYTE_LEVEL_SPACES + SENTENCE_MARKS
+        if token is None or token in self.tokenizer.special_ids:
+            return True
+        return self.tokenizer.family != "gpt2" or token[0] in _BYTE_LEVEL_SPACES + SENTENCE_MARKS
 
 
 class WordPerplexity:
@@ -312,7 +315,7 @@ class _Plan(NamedTuple):
 
 def _log_shares(groups: Iterable[Sequence[str]], frequencies: Mapping[str, int]) -> dict[str, float]:
     """Return the logarithm of each word's share of its group, by smoothed frequency."""
-    shares = {}
+    shares: dict[str, float] = {}
     for words in groups:
         total = sum(frequencies[word] + SMOOTHING for word in words)
         shares |= {word: math.log((frequencies[word] + SMOOTHING) / total) for word in words}

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -49,7 +49,7 @@ def run(eval_type: str, n_total: int, steps: Iterator[dict[str, float]]) -> Resu
     """Take all `steps`, each of which returns the figures so far, behind a progress bar; Ctrl-C ends them early."""
     latest: dict[str, float] = {"n_examples": 0}
     interrupted = False
-    bar_style = {"ncols": 100, "mininterval": 0.2 if sys.stderr.isatty() else 30}
+    bar_style: dict[str, Any] = {"ncols": 100, "mininterval": 0.2 if sys.stderr.isatty() else 30}
     with tqdm(total=n_total, desc=eval_type, unit=" examples", **bar_style) as bar:
         try:
             for latest in steps:

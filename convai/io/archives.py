@@ -3,6 +3,7 @@
 import errno
 import functools
 import gzip
+import io
 import re
 import stat
 import tarfile
@@ -11,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from convai.errors import UserError, disk_reason, one_line
 
@@ -21,6 +22,10 @@ MAX_DEPTH = 32  # folders within folders
 # What the readers of archives raise on damaged ones. RuntimeError: a zip with a password or an unknown compression, or
 # tar headers nested without end (RecursionError).
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RuntimeError)
+
+
+# Name, kind (None for one that is to be refused) and opener; None is what tarfile opens where there is no content.
+Member = tuple[str, str | None, Callable[[], IO[bytes] | None]]
 
 
 class BadArchive(UserError):
@@ -58,7 +63,7 @@ def unpack_archive(archive: str | Path, target: str | Path, *, max_bytes: int = 
 class _TarBytes:
     """The bytes of a tar file as `tarfile` reads them, with bounds on all of them and on each header."""
 
-    def __init__(self, file: BinaryIO, max_bytes: int):
+    def __init__(self, file: gzip.GzipFile | io.BufferedReader, max_bytes: int):
         self.file, self.max_bytes, self.latest = file, max_bytes, b""
         self.seek, self.tell = file.seek, file.tell
 
@@ -69,7 +74,7 @@ class _TarBytes:
         return self.latest
 
 
-def _members(archive: Path, max_tar_bytes: int) -> Iterator[tuple[str, str, Callable[[], BinaryIO]]]:
+def _members(archive: Path, max_tar_bytes: int) -> Iterator[Member]:
     """Yield name, kind and opener of each member, in order; a kind other than "file" and "folder" is to be refused."""
     with archive.open("rb") as file:
         magic = file.read(2)
@@ -85,10 +90,11 @@ def _members(archive: Path, max_tar_bytes: int) -> Iterator[tuple[str, str, Call
                     yield info.filename, kind, functools.partial(zipped.open, info)
             return
         stream = _TarBytes(gzip.GzipFile(fileobj=file) if magic == b"\x1f\x8b" else file, max_tar_bytes)
-        with tarfile.open(fileobj=stream, mode="r:") as tar:
+        # tarfile's annotations ask for all of a file, but to read one it needs no more than these methods.
+        with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
             for member in tar:
-                plain = member.isreg() and not member.issparse() and member.size >= 0
-                kind = "file" if plain else "folder" if member.isdir() else "link" if member.linkname else None
+                is_plain = member.isreg() and not member.issparse() and member.size >= 0
+                kind = "file" if is_plain else "folder" if member.isdir() else "link" if member.linkname else None
                 yield member.name, kind, functools.partial(tar.extractfile, member)
         if stream.latest != bytes(tarfile.BLOCKSIZE):  # tarfile takes a missing end marker for the end
             raise tarfile.ReadError("it ends too early")
@@ -96,7 +102,7 @@ def _members(archive: Path, max_tar_bytes: int) -> Iterator[tuple[str, str, Call
             pass
 
 
-def _extract(members: Iterator, folder: Path, max_bytes: int, max_files: int) -> None:
+def _extract(members: Iterator[Member], folder: Path, max_bytes: int, max_files: int) -> None:
     """Write the members below `folder`, counting the bytes that really come out of them."""
     left, n_files = max_bytes, 0
     for n_members, (name, kind, open_member) in enumerate(members, start=1):
@@ -113,7 +119,9 @@ def _extract(members: Iterator, folder: Path, max_bytes: int, max_files: int) ->
             (path if kind == "folder" else path.parent).mkdir(parents=True, exist_ok=True)
             if kind == "folder":
                 continue
-            with open_member() as source, path.open("xb") as copy:
+            opened = open_member()
+            assert opened is not None, name  # what has no content is a folder or refused
+            with opened as source, path.open("xb") as copy:
                 while block := source.read(BLOCK_BYTES):
                     left -= len(block)
                     if left < 0:

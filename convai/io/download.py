@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from convai.errors import UserError, disk_reason, one_line
@@ -132,7 +133,7 @@ def _transfer(url: str, part: Path, note: Path) -> None:
     if not offset:
         part.unlink(missing_ok=True)  # before the note: old bytes must never pass for a piece of the new version
         note.write_text(json.dumps([_version(response), total]))
-    unit = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    unit: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
     # disable=None: silent unless stderr is a terminal
     bar = tqdm(desc=part.stem.partition("-")[2], total=total, initial=offset, disable=None, leave=False, **unit)
     with response, bar, part.open("ab") as file:
@@ -159,8 +160,8 @@ def _request(url: str, have: int, version: str, total: int | None):
     if have and response.status_code in (206, 416):
         # A server may know Range but not If-Range: see for ourselves that the file is still the same.
         sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-        same = _version(response) in ("", version) and sent and total in (None, int(sent[2]))
-        if response.status_code == 206 and same and int(sent[1]) == have:
+        same = _version(response) in ("", version) and total in (None, int(sent[2])) if sent else False
+        if response.status_code == 206 and sent and same and int(sent[1]) == have:
             return response, have, int(sent[2])
         response.close()
         return _request(url, 0, "", None)
@@ -180,7 +181,7 @@ def _network_reason(error: Exception) -> tuple[str, bool]:
     import requests
     import urllib3
 
-    causes = [error]
+    causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
 

@@ -1,6 +1,7 @@
 """The part of config.json that the models read: sizes, dropout, activation, and where the history starts."""
 
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from convai.errors import UserError
 
@@ -29,10 +30,10 @@ class ModelConfig:
     history_start: int | None = None  # position of the first token after the persona; None: wherever the persona ends
     max_history: int | None = None  # exchanges before the turn to answer that it was trained with; None: unknown
     ranking_is_trained: bool = True  # whether the ranking head has learned anything
-    extra: dict = field(default_factory=dict, repr=False)
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_dict(cls, values: dict, where: str = "config.json") -> "ModelConfig":
+    def from_dict(cls, values: dict[str, Any], where: str = "config.json") -> "ModelConfig":
         """Read config.json's keys, the family by `model_type` or, in files older than that key, by `afn`.
 
         Raises UserError for another family, a missing or ill-typed size, or a setting that this model does not have.
@@ -40,11 +41,12 @@ class ModelConfig:
         family = values.get("model_type") or ("openai-gpt" if "afn" in values else "gpt2")
         if family not in ARCHITECTURES:
             raise UserError(f"{where}: model_type {family!r} is neither openai-gpt nor gpt2; use another checkpoint.")
-        sizes = {}
+        sizes: dict[str, int] = {}
         for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            sizes[key] = values.get(key)
-            if type(sizes[key]) is not int or sizes[key] < 1:
-                raise UserError(f"{where}: {key} must be a positive whole number, not {sizes[key]!r}.")
+            size = values.get(key)
+            if type(size) is not int or size < 1:
+                raise UserError(f"{where}: {key} must be a positive whole number, not {size!r}.")
+            sizes[key] = size
         if sizes["n_embd"] % sizes["n_head"]:
             raise UserError(f"{where}: n_embd {sizes['n_embd']} is not a multiple of n_head {sizes['n_head']}.")
         if values.get("scale_attn_by_inverse_layer_idx") or not values.get("scale_attn_weights", True):
@@ -58,8 +60,8 @@ class ModelConfig:
         )
         if activation not in ACTIVATIONS:
             raise UserError(f"{where}: unknown activation {activation!r}; known are {', '.join(ACTIVATIONS)}.")
-        settings = ("layer_norm_epsilon", "initializer_range", "summary_first_dropout")
-        settings += ("embd_pdrop", "resid_pdrop", "attn_pdrop")
+        settings = ("layer_norm_epsilon", "initializer_range", "summary_first_dropout", "embd_pdrop", "resid_pdrop",
+                    "attn_pdrop")  # fmt: skip
         _check_ranking_head(values, where)
         max_history = values.get("max_history")
         if max_history is not None and (type(max_history) is not int or max_history < 0):
@@ -84,7 +86,7 @@ class ModelConfig:
             extra=dict(values),
         )
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Return the content of config.json, as transformers reads it."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("family", "activation", "extra")}
         unsaid = [key for key in ("n_inner", "history_start", "max_history") if own[key] is None]
@@ -99,7 +101,7 @@ class ModelConfig:
         return extra | names | own | activation | {"tie_word_embeddings": True, "num_labels": 1}
 
 
-def _check_ranking_head(values: dict, where: str) -> None:
+def _check_ranking_head(values: dict[str, Any], where: str) -> None:
     """Raise UserError for a ranking head that is not a linear map of the last position's hidden state."""
     known = {
         "summary_type": ("cls_index", "last"),

@@ -25,7 +25,7 @@ from convai.io.pretrained import read_config
 from convai.model.config import ModelConfig
 from convai.model.cpu_kernels import Dropout, embed_tokens
 from convai.model.tokenization import DialogTokenizer
-from convai.model.transformer import Mask, Transformer, tree_mask
+from convai.model.transformer import KeyValueCache, Mask, Transformer, tree_mask
 from convai.model.vocabulary import SPECIAL_TOKENS
 from convai.model.weights import (
     EMBEDDING,
@@ -98,7 +98,12 @@ class DoubleHeadsModel(nn.Module):
         return DoubleHeadsOutput(lm_logits, scores.masked_fill(~present, -math.inf))
 
     def next_token_logits(
-        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, mask: Mask, cache=None
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        position_ids: Tensor,
+        mask: Mask,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Return the logits (B, V) of what follows ids (B, T) under a mask of T rows; `cache` as in Transformer."""
         slots = torch.arange(input_ids.numel(), device=self.device)
@@ -125,7 +130,7 @@ class DoubleHeadsModel(nn.Module):
         resized[is_kept] = kept
         noise = torch.randn(int((~is_kept).sum()), old.shape[1], dtype=old.dtype, device=old.device)
         resized[~is_kept] = kept.mean(0) + self.config.initializer_range * noise
-        self.transformer.tokens_embed = nn.Embedding.from_pretrained(resized, freeze=False)
+        self.transformer.tokens_embed = nn.Embedding(n_tokens, old.shape[1], _weight=resized)
         self.config.vocab_size = n_tokens
 
     def init_weights(self) -> None:

@@ -49,6 +49,8 @@ def _quantize(model: DoubleHeadsModel) -> None:
 class Int8Linear(nn.Module):
     """A linear map by 8-bit integers; its weights cannot be saved or trained."""
 
+    bias: Tensor | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         """`weight` is (O, I), `bias` (O,)."""
         super().__init__()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, overload
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -71,6 +72,12 @@ class DialogTokenizer(ABC):
             tokens[token_id] = token
         return tokens
 
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...  # type: ignore[overload-overlap] # a str is a sequence too
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]: ...
+
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
         """Return the id of each token string (of one token for a str); KeyError for a string that is no token."""
         if isinstance(tokens, str):
@@ -98,7 +105,7 @@ class DialogTokenizer(ABC):
         """Return the share, 0 to 1, of `text` that has no token in `ids`, which are what `encode` made of it."""
 
     @abstractmethod
-    def _description(self) -> dict:
+    def _description(self) -> dict[str, Any]:
         """What besides vocabulary and merges decides about the ids."""
 
     @property
@@ -111,7 +118,7 @@ class DialogTokenizer(ABC):
         """Write vocab.json, merges.txt and the special tokens in the Hugging Face layout."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        roles = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+        roles: dict[str, str | list[str]] = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
         roles["additional_special_tokens"] = ["<speaker1>", "<speaker2>"]
         if UNKNOWN_TOKEN in self.vocab:
             roles["unk_token"] = UNKNOWN_TOKEN
@@ -132,7 +139,13 @@ class GptTokenizer(DialogTokenizer):
 
     family = "openai-gpt"
 
-    def __init__(self, vocab, merges, special_ids=None, pre_tokenization: str = "spacy"):
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        special_ids: dict[str, int] | None = None,
+        pre_tokenization: str = "spacy",
+    ):
         super().__init__(vocab, merges, special_ids)
         self.pre_tokenization = pre_tokenization
         unknown = UNKNOWN_TOKEN if UNKNOWN_TOKEN in vocab else None
@@ -160,7 +173,7 @@ class GptTokenizer(DialogTokenizer):
         pieces = [piece for word in self._split(text) for piece in (*word[:-1], f"{word[-1:]}</w>")]
         return sum(piece not in self.vocab for piece in pieces) / max(1, len(pieces))
 
-    def _description(self) -> dict:
+    def _description(self) -> dict[str, Any]:
         description = {"tokenizer_class": "OpenAIGPTTokenizer", "pre_tokenization": self.pre_tokenization}
         if self.pre_tokenization == "spacy":  # other versions of these may split words otherwise
             description |= {"spacy_version": version("spacy"), "ftfy_version": version("ftfy")}
@@ -172,7 +185,13 @@ class Gpt2Tokenizer(DialogTokenizer):
 
     family = "gpt2"
 
-    def __init__(self, vocab, merges, special_ids=None, add_prefix_space: bool = True):
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        special_ids: dict[str, int] | None = None,
+        add_prefix_space: bool = True,
+    ):
         super().__init__(vocab, merges, special_ids)
         self.add_prefix_space = add_prefix_space
         self._tokenizer = Tokenizer(models.BPE(vocab, merges))
@@ -202,7 +221,7 @@ class Gpt2Tokenizer(DialogTokenizer):
         pieces = [byte for word, _ in by_bytes.pre_tokenize_str(join_surrogates(text).strip()) for byte in word]
         return sum(byte not in self.vocab for byte in pieces) / max(1, len(pieces))
 
-    def _description(self) -> dict:
+    def _description(self) -> dict[str, Any]:
         return {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": self.add_prefix_space}
 
 
@@ -261,7 +280,7 @@ def _has_prefix_space(folder: Path, vocabulary: Vocabulary, tokenization: str | 
             logger.info("%s does not record whether its utterances start with a space; they get one "
                         "(--tokenization no_prefix_space: none)", folder)  # fmt: skip
         return chosen is not False
-    if chosen is not None and chosen != recorded:
+    if tokenization and chosen != recorded:
         raise _contradiction(folder, "prefix_space" if recorded else "no_prefix_space", tokenization)
     return bool(recorded)
 
@@ -350,7 +369,7 @@ def _split_by_spacy(text: str) -> list[str]:
 
 
 @cache
-def _spacy_splitter() -> Callable:
+def _spacy_splitter() -> Callable[[str], Iterable[Any]]:
     # Importing spaCy takes seconds: only when there is text to split.
     from spacy.lang.en import English
 

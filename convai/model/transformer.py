@@ -7,7 +7,7 @@ Shapes: B sequences, T positions of the longest, P tokens of all, D width, V voc
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,13 @@ _ACTIVATIONS = {
     "silu": nn.SiLU(),
     "swish": nn.SiLU(),
 }
+
+
+class KeyValueCache(Protocol):
+    """The keys and values of earlier positions, of every layer; transformers' DynamicCache is one."""
+
+    def update(self, key: Tensor, value: Tensor, layer: int, /) -> tuple[Tensor, Tensor]:
+        """Take in the keys and values of new positions, and return those of all so far."""
 
 
 class Conv1D(nn.Module):
@@ -50,7 +57,7 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, slots: Tensor, mask: "Mask", cache=None) -> Tensor:
+    def forward(self, x: Tensor, slots: Tensor, mask: "Mask", cache: KeyValueCache | None = None) -> Tensor:
         """Return the heads' results (B * T, D) for x (P, D), whose rows stand at `slots` (P,) of the grid (B * T).
 
         The mask is for K keys: T, or T and what `cache` (see Transformer) holds already.
@@ -82,7 +89,8 @@ class MLP(nn.Module):
         self.c_proj = Conv1D(n_inner, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.act(self.c_fc(x)))
+        projected: Tensor = self.c_proj(self.act(self.c_fc(x)))
+        return projected
 
 
 class Block(nn.Module):
@@ -97,16 +105,20 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, slots: Tensor, mask: "Mask", rows: Tensor | None = None, cache=None) -> Tensor:
+    def forward(
+        self, x: Tensor, slots: Tensor, mask: "Mask", rows: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """Map x (P, D) to (P, D), or, given `rows` (R,) into P, to just those (R, D). The rest as in Attention."""
         attended = self.attn(self.ln_1(x) if self.norm_first else x, slots, mask, cache)
         if rows is not None:  # beyond attention every row stands alone: skip those nobody reads
             x, slots = x.index_select(0, rows), slots.index_select(0, rows)
         x = x + self.dropout(self.attn.c_proj(attended.index_select(0, slots)))
         if self.norm_first:
-            return x + self.dropout(self.mlp(self.ln_2(x)))
-        x = self.ln_1(x)
-        return self.ln_2(x + self.dropout(self.mlp(x)))
+            x = x + self.dropout(self.mlp(self.ln_2(x)))
+        else:
+            x = self.ln_1(x)
+            x = self.ln_2(x + self.dropout(self.mlp(x)))
+        return x
 
 
 class Transformer(nn.Module):
@@ -128,13 +140,18 @@ class Transformer(nn.Module):
             block.compile(dynamic=True, backend=backend)
 
     def forward(
-        self, x: Tensor, position_ids: Tensor, slots: Tensor, mask: "Mask", rows: Tensor | None = None, cache=None
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        slots: Tensor,
+        mask: "Mask",
+        rows: Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Return the hidden states (P, D) of embedded tokens x (P, D), each of which sees what the mask says.
 
         `slots` (P,) points into the flattened B * T positions of the mask. Only (R, D) come out where `rows`
-        (R,) into P are given. `cache` holds the keys and values of earlier positions and takes in those of these: an
-        object whose `update(key, value, layer)` returns all so far, such as transformers' DynamicCache.
+        (R,) into P are given. `cache` holds the keys and values of earlier positions and takes in those of these.
         """
         x = self.drop(x + self.positions_embed(position_ids))
         for block in self.h:

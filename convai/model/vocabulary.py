@@ -5,7 +5,7 @@ tokenizer_config.json, special_tokens.txt), written by programs of many years. W
 they contradict each other, or ask for a way of splitting text that is not ours, they are refused.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from tokenizers import pre_tokenizers
 
 from convai.errors import UserError
 from convai.io.files import read_json_object, read_text
+
+Json = dict[str, Any]
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<speaker1>", "<speaker2>", "<pad>")
 # Classes of transformers whose text goes through the pipelines of ours; the last ones follow their tokenizer.json.
@@ -46,14 +48,14 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocab = read_json_object(folder / "vocab.json")
         lines = read_text(folder / "merges.txt").split("\n")
-        merges = [line.split() for line in lines if line and not line.startswith("#version")]
+        pairs = [line.split() for line in lines if line and not line.startswith("#version")]
     elif pipeline:
-        vocab, merges = _bpe_of(pipeline, folder / "tokenizer.json")
+        vocab, pairs = _bpe_of(pipeline, folder / "tokenizer.json")
     else:
         raise UserError(f"{folder} has no vocabulary: vocab.json and merges.txt (or tokenizer.json) are needed.")
-    merges = [tuple(pair) for pair in merges]
     _check_ids(folder, vocab)
-    _check_merges(folder, vocab, merges)
+    _check_merges(folder, vocab, pairs)
+    merges = [(first, second) for first, second in pairs]
     # Only GPT's words end in a mark; byte-level vocabularies mark where words begin.
     is_byte_level = not any(token.endswith("</w>") for token in vocab)
     _check_pipeline(folder, pipeline, config, merges, is_byte_level)
@@ -78,7 +80,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     )
 
 
-def _bpe_of(pipeline: dict, path: Path) -> tuple[dict[str, int], list]:
+def _bpe_of(pipeline: Json, path: Path) -> tuple[dict[str, int], list[list[str]]]:
     """Return vocabulary and merges out of a file of the tokenizers library."""
     model = pipeline.get("model")
     vocab, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
@@ -87,7 +89,7 @@ def _bpe_of(pipeline: dict, path: Path) -> tuple[dict[str, int], list]:
     return vocab, [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
 
 
-def _token_records(folder: Path, vocab: dict, pipeline: dict, config: dict) -> dict[str, dict[str, int]]:
+def _token_records(folder: Path, vocab: dict[str, int], pipeline: Json, config: Json) -> dict[str, dict[str, int]]:
     """Return the ids of tokens by the file that records them, the most trusted first."""
     try:
         by_pipeline = {token["content"]: token["id"] for token in pipeline.get("added_tokens") or []}
@@ -129,7 +131,7 @@ def _check_ids(folder: Path, vocab: Mapping[str, Any]) -> None:
         raise UserError(f"the vocabulary in {folder} is malformed: each token needs a whole number of its own.")
 
 
-def _check_merges(folder: Path, vocab: Mapping[str, int], merges: list[tuple[str, ...]]) -> None:
+def _check_merges(folder: Path, vocab: Mapping[str, int], merges: Sequence[Sequence[str]]) -> None:
     """Raise UserError where merges are not pairs of tokens that make a token."""
     for number, pair in enumerate(merges, start=1):
         if len(pair) != 2 or not vocab.keys() >= {*pair, "".join(pair)}:
@@ -138,7 +140,7 @@ def _check_merges(folder: Path, vocab: Mapping[str, int], merges: list[tuple[str
 
 
 def _check_pipeline(
-    folder: Path, pipeline: dict, config: dict, merges: list[tuple[str, str]], is_byte_level: bool
+    folder: Path, pipeline: Json, config: Json, merges: list[tuple[str, str]], is_byte_level: bool
 ) -> None:
     """Raise UserError where text becomes tokens in another way than ours: the ids would silently be others."""
     problems = _foreign_parts(pipeline, is_byte_level) if pipeline else []
@@ -154,7 +156,7 @@ def _check_pipeline(
                         "another checkpoint.")  # fmt: skip
 
 
-def _foreign_parts(pipeline: dict, is_byte_level: bool) -> list[str]:
+def _foreign_parts(pipeline: Json, is_byte_level: bool) -> list[str]:
     """Return what a tokenizer.json has that GPT-2's (or GPT's) does not, in words."""
     known = {
         "pre_tokenizer": ["ByteLevel"] if is_byte_level else ["BertPreTokenizer"],
@@ -171,7 +173,8 @@ def _foreign_parts(pipeline: dict, is_byte_level: bool) -> list[str]:
     settings = [_only_part(pipeline.get("pre_tokenizer") or {})]
     if is_byte_level and settings[0].get("use_regex") is False:
         foreign.append("a pre-tokenizer that does not part words")
-    model = pipeline.get("model") if isinstance(pipeline.get("model"), dict) else {}
+    model = pipeline.get("model")
+    model = model if isinstance(model, dict) else {}
     if model.get("type", "BPE") != "BPE":
         foreign.append(f"the model {model['type']}")
     for setting in ("dropout", "continuing_subword_prefix", "byte_fallback", "ignore_merges"):
@@ -180,26 +183,26 @@ def _foreign_parts(pipeline: dict, is_byte_level: bool) -> list[str]:
     return foreign
 
 
-def _kinds(part: dict | None) -> list[str]:
+def _kinds(part: Json | None) -> list[str]:
     """Return the types of a part of tokenizer.json, those of a sequence one by one."""
     return [str(each.get("type")) for each in _parts(part)]
 
 
-def _only_part(part: dict) -> dict:
+def _only_part(part: Json) -> Json:
     """Return a part of tokenizer.json; the first one of a sequence."""
     return next(iter(_parts(part)), {})
 
 
-def _parts(part: dict | None) -> list[dict]:
+def _parts(part: Json | None) -> list[Json]:
     if not isinstance(part, dict) or not part:
         return []
     inner = next((part[key] for key in ("pretokenizers", "normalizers", "decoders") if key in part), None)
     return [each for one in inner for each in _parts(one)] if isinstance(inner, list) else [part]
 
 
-def _are_ids(values: Collection) -> bool:
+def _are_ids(values: Collection[Any]) -> bool:
     return all(type(value) is int and value >= 0 for value in values) and len(set(values)) == len(values)
 
 
-def _read_optional(path: Path) -> dict:
+def _read_optional(path: Path) -> Json:
     return read_json_object(path) if path.is_file() else {}

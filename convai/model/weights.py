@@ -10,7 +10,9 @@ import json
 import logging
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +22,8 @@ from torch import Tensor
 from convai.errors import UserError
 from convai.io.files import read_json_object
 from convai.model.config import ModelConfig
+
+Reader = Callable[[Path], dict[str, Tensor]]
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +51,7 @@ def read_weights(folder: Path, config: ModelConfig, advice: str = "give another 
     Raises UserError where there are none (`advice` says what to do then), or they are damaged, contradict each other,
     or have an output matrix of its own.
     """
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for name, tensor in _read_files(folder, advice).items():
         if _CONSTANTS.search(name):
             continue
@@ -81,7 +85,8 @@ def _replace_prefix(name: str, prefixes: dict[str, str]) -> str:
 def _tie(folder: Path, weights: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Return the weights with the embedding under its own name alone."""
     output, embedding = weights.pop(OUTPUT_MATRIX, None), weights.get(EMBEDDING)
-    if embedding is None and output is None:
+    found = [matrix for matrix in (embedding, output) if matrix is not None]
+    if not found:
         raise UserError(f"{folder}: the weights hold no token embedding; they are not those of a {config.family}.")
     is_tied = config.extra.get("tie_word_embeddings", True)
     if not is_tied and (embedding is None or output is None):
@@ -91,7 +96,7 @@ def _tie(folder: Path, weights: dict[str, Tensor], config: ModelConfig) -> dict[
     if embedding is not None and output is not None and not _is_equal(embedding, output):
         raise UserError(f"{folder}: its output matrix ({OUTPUT_MATRIX}) is not its embedding; a model whose two "
                         "matrices differ is not supported.")  # fmt: skip
-    return weights | {EMBEDDING: output if embedding is None else embedding}
+    return weights | {EMBEDDING: found[0]}
 
 
 def _is_equal(one: Tensor, other: Tensor) -> bool:
@@ -114,7 +119,7 @@ def _number_of(path: Path) -> int:
     return int((re.findall(r"\d+", path.stem) or ["0"])[-1])
 
 
-def _read_parts(index: Path, read) -> dict[str, Tensor]:
+def _read_parts(index: Path, read: Reader) -> dict[str, Tensor]:
     """Return the tensors of all files that an index names; UserError where one is missing or incomplete."""
     files = read_json_object(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
@@ -132,7 +137,7 @@ def _read_parts(index: Path, read) -> dict[str, Tensor]:
     return weights
 
 
-def _read(path: Path, read) -> dict[str, Tensor]:
+def _read(path: Path, read: Reader) -> dict[str, Tensor]:
     try:
         weights = read(path)
     except pickle.UnpicklingError as error:
@@ -152,7 +157,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
     return inner[0] if len(inner) == 1 and isinstance(inner[0], dict) else weights
 
 
-def recorded_option(folder: Path, name: str):
+def recorded_option(folder: Path, name: str) -> Any:
     """Return an option of the training run that wrote a checkpoint (RUN or RUN/checkpoints/update-N); None: unknown."""
     inside = folder.resolve().parent
     for path in (

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import cast
 
 import ignite.distributed as idist
 import torch
@@ -68,9 +69,9 @@ def is_first_rank() -> bool:
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Return the sum of all ranks' tensors, on every rank."""
-    return idist.all_reduce(tensor) if idist.get_world_size() > 1 else tensor
+    return cast(torch.Tensor, idist.all_reduce(tensor)) if idist.get_world_size() > 1 else tensor
 
 
 def from_first_rank(text: str) -> str:
     """Return the text that the first rank gives, on every rank."""
-    return idist.broadcast(text, src=0, safe_mode=True) if idist.get_world_size() > 1 else text
+    return cast(str, idist.broadcast(text, src=0, safe_mode=True)) if idist.get_world_size() > 1 else text

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -19,7 +20,7 @@ from convai.errors import rank_label
 from convai.model.double_heads import DoubleHeadsModel
 from convai.training.checkpoint import TrainingParts
 from convai.training.distributed import is_first_rank
-from convai.training.trainer import UpdateResult
+from convai.training.trainer import UpdateResult, result_of
 from convai.training.updates import TreeDataset
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class RunningFigures:
 
     def _measure(self, engine: Engine) -> None:
         now = time.perf_counter()
-        output, metrics = engine.state.output, engine.state.metrics
+        output, metrics = result_of(engine), engine.state.metrics
         rate = output.n_examples / (now - self._last)
         for name, value in (("loss", output.loss), ("examples/s", rate)):
             metrics[name] = 0.95 * metrics.get(name, value) + 0.05 * value
@@ -88,7 +89,7 @@ def log_progress(trainer: Engine, n_updates: int) -> None:
             return
         last = time.perf_counter()
         state = engine.state
-        seconds_left = (n_updates - state.iteration) * state.output.n_examples / state.metrics["examples/s"]
+        seconds_left = (n_updates - state.iteration) * result_of(engine).n_examples / state.metrics["examples/s"]
         logger.info(
             "update %d of %d: loss %.3f, %.1f examples/s, %s left without validation",
             state.iteration, n_updates, state.metrics["loss"], state.metrics["examples/s"],
@@ -103,7 +104,8 @@ def count_cut_examples(engine: Engine, name: str) -> None:
     @engine.on(Events.ITERATION_COMPLETED)
     def add(engine: Engine) -> None:
         nonlocal n_cut
-        n_cut += engine.state.output.n_cut
+        output: Any = engine.state.output  # an UpdateResult or BatchScores
+        n_cut += output.n_cut
 
     @engine.on(Events.EPOCH_COMPLETED)
     def report(engine: Engine) -> None:
@@ -120,7 +122,7 @@ def count_skipped_updates(trainer: Engine) -> None:
     @trainer.on(Events.ITERATION_COMPLETED)
     def count(engine: Engine) -> None:
         nonlocal n_skipped
-        if engine.state.output.was_skipped:
+        if result_of(engine).was_skipped:
             n_skipped += 1
             logger.warning(
                 "update %d: the gradients overflowed in fp16; weights and learning rate stay, the loss scale falls "
@@ -140,7 +142,8 @@ def attach_tensorboard(
         yield
         return
     n_done = trainer.state.iteration
-    with TensorboardLogger(log_dir=run, purge_step=n_done + 1 if n_done else None) as board:
+    board = TensorboardLogger(log_dir=run, purge_step=n_done + 1 if n_done else None)
+    with board:
         attach_scalars(board, trainer, evaluator, parts.optimizer)
         attach_sample_dialogs(board, trainer, evaluator, parts, valid)
         yield

@@ -12,7 +12,7 @@ otherwise torch's own mixed precision gives the same levels. bf16 has fp32's ran
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch.optim import Optimizer
 
 from convai.device import warn_if_bf16_is_slow
 from convai.errors import UserError
+
+Model = TypeVar("Model", bound=nn.Module)
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +54,8 @@ class Precision:
         self._masters: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}  # O2: name -> (fp16 weight, fp32 master)
 
     def prepare(
-        self, model: nn.Module, make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
-    ) -> tuple[nn.Module, Optimizer]:
+        self, model: Model, make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    ) -> tuple[Model, Optimizer]:
         """Cast the model as the level says; return it and the optimizer of what is to be updated."""
         if self.apex_amp:
             optimizer = make_optimizer(model.parameters())
@@ -88,7 +90,8 @@ class Precision:
     def step(self, optimizer: Optimizer, max_norm: float) -> Step:
         """Unscale, clip, step, update the scale: in this order. Leaves the gradients empty."""
         for weight, master in self._masters.values():
-            master.grad, weight.grad = weight.grad.float(), None
+            if weight.grad is not None:
+                master.grad, weight.grad = weight.grad.float(), None
         self.scaler.unscale_(optimizer)
         updated = self.apex_amp.master_params(optimizer) if self.apex_amp else _parameters(optimizer)
         grad_norm = nn.utils.clip_grad_norm_(list(updated), max_norm)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from ignite.engine import Engine, Events
@@ -17,6 +18,8 @@ from convai.training.distributed import is_first_rank
 from convai.training.interruption import Interruption
 from convai.training.model_card import write_model_card
 from convai.training.run_folder import what_is_left
+from convai.training.trainer import result_of
+from convai.training.updates import TreeDataset, UpdateSampler
 from convai.training.validations import ValidationHistory, shown
 
 logger = logging.getLogger(__name__)
@@ -60,7 +63,7 @@ class RunControl:
 
     def run(self, train_loader: DataLoader) -> None:
         """Train to the end; leaves with the signal's status where one came, UserError where memory or disk gave out."""
-        sampler = train_loader.batch_sampler
+        sampler = cast(UpdateSampler, train_loader.batch_sampler)
 
         @self.trainer.on(Events.EPOCH_STARTED)
         def shuffle(engine: Engine) -> None:
@@ -75,12 +78,13 @@ class RunControl:
         self._report_end()
 
     def _after_update(self, engine: Engine) -> None:
-        output = engine.state.output
+        output = result_of(engine)
         if not math.isfinite(output.loss) or not (math.isfinite(output.grad_norm) or output.was_skipped):
             raise UserError(f"update {self.update}: the loss is {output.loss} and its gradient's norm "
                             f"{output.grad_norm}; try a lower --lr, --warmup 500, or --bf16 instead of fp16; "
                             f"{what_is_left(self.checkpoints.run)}")  # fmt: skip
-        ends_epoch = self.update % engine.state.epoch_length == 0 or self.update == self.n_updates
+        epoch_length = cast(int, engine.state.epoch_length)  # known while it runs
+        ends_epoch = self.update % epoch_length == 0 or self.update == self.n_updates
         is_due = self.args.save_every and self.update % self.args.save_every == 0
         if is_first_rank() and (ends_epoch or is_due or output.is_interrupted):
             self.checkpoints.save(self.update)
@@ -92,10 +96,11 @@ class RunControl:
     def _validate(self, engine: Engine) -> None:
         with self.interruption.at_once():
             metrics = self.evaluator.run(self.valid_loader if len(self.valid_loader) else [None]).metrics
+        n_examples = len(cast(TreeDataset, self.valid_loader.dataset))
         metrics = {"hits@1": None} | metrics  # not measured where it would say nothing
         logger.info(
             "after %d updates: hits@1 %s, perplexity %.3f (per token, %d validation examples)",
-            self.update, shown(metrics["hits@1"]), metrics["perplexity"], len(self.valid_loader.dataset),
+            self.update, shown(metrics["hits@1"]), metrics["perplexity"], n_examples,
         )  # fmt: skip
         if is_first_rank() and self.update > 0 and self.history.is_best(metrics):
             self.checkpoints.save_best()
@@ -120,8 +125,7 @@ class RunControl:
 
     def _report_end(self) -> None:
         run = self.checkpoints.run
-        last = self.trainer.state.output
-        if last is None or not last.is_interrupted:
+        if self.trainer.state.output is None or not result_of(self.trainer).is_interrupted:
             logger.info("done: best checkpoint in %s, last in %s", run, run / "checkpoints")
             return
         if is_first_rank():

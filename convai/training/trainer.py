@@ -11,10 +11,12 @@ import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
+from ignite.engine import Engine
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,6 +38,11 @@ class UpdateResult:
     n_cut: int  # examples of which something was left out to fit the model
     is_interrupted: bool  # a signal has come, on any rank, so that all stop after the same update
     was_skipped: bool  # for an overflow of scaled fp16 gradients; the weights stay
+
+
+def result_of(engine: Engine) -> UpdateResult:
+    """Return what became of an engine's latest update; by Ignite's own annotation an output is a number."""
+    return cast(UpdateResult, engine.state.output)
 
 
 class Trainer:
@@ -74,7 +81,8 @@ class Trainer:
         for n, batch in enumerate(update.micro_batches, start=1):
             # Gradients cross the ranks once per update, with those of the last micro-batch.
             is_last = n == len(update.micro_batches)
-            with nullcontext() if is_last or self.synchronized is parts.model else self.synchronized.no_sync():
+            model = self.synchronized
+            with model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext():
                 losses += weight * self._add_gradients(batch.to(self.device), counts, weight)
         step = parts.precision.step(parts.optimizer, self.max_norm)
         if not step.was_skipped:

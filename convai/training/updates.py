@@ -70,7 +70,7 @@ class TreeDataset(Dataset):
         persona, history, candidates = self.split.example(number, self.num_candidates, n_drawn)
         # Rotating lets every sentence stand at every distance from the reply, so the order is not learned.
         shift = rotation % max(1, len(persona))
-        return Example(persona[shift:] + persona[:shift], cut_history(history, self.max_history), candidates)
+        return Example(persona[shift:] + persona[:shift], list(cut_history(history, self.max_history)), candidates)
 
     def offers_a_choice(self) -> bool:
         """Whether any example has more than one candidate; where none has, the gold ranks first by definition."""
