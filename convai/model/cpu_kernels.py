@@ -16,7 +16,8 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p in (0, 1) or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(x)
+            dropped: Tensor = super().forward(x)
+            return dropped
         n_dropped = round(self.p * 2**16)  # of 2 ** 16 equally likely values: 0.1 becomes 0.10001
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         is_kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= n_dropped - 2**15
@@ -31,7 +32,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, dropout: 
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=p)
     # With dropout torch computes it like this on CPUs, too, but with the slower random bits.
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-    return dropout(scores.masked_fill(~visible, -math.inf).softmax(-1)) @ value
+    weights: Tensor = dropout(scores.masked_fill(~visible, -math.inf).softmax(-1))
+    return weights @ value
 
 
 class RowBlock(NamedTuple):

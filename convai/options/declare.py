@@ -16,7 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-O = TypeVar("O")  # a class of options
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def option(
@@ -59,7 +62,7 @@ def check_limits(options) -> None:
                 raise ValueError(f"{declared.name} must be from {lowest} to {highest}, not {value}")
 
 
-def parser_of(options_class: type[O], prog: str | None = None) -> "OptionsParser[O]":
+def parser_of(options_class: type[Options], prog: str | None = None) -> "OptionsParser[Options]":
     """Return the parser of a class of options, described by its `description`.
 
     Its `groups`, if any, name in their order the classes whose options stand under a title of their own.
@@ -109,21 +112,21 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
-class OptionsParser(OneLineParser, Generic[O]):
+class OptionsParser(OneLineParser, Generic[Options]):
     """Makes of the command line an instance of a class of options."""
 
-    def __init__(self, options_class: type[O], prog: str | None = None):
+    def __init__(self, options_class: type[Options], prog: str | None = None):
         description = getattr(options_class, "description", None)
         super().__init__(prog=prog, description=description, formatter_class=_HelpFormatter)
         self.options_class = options_class
 
     if TYPE_CHECKING:
 
-        def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> O: ...  # type: ignore[override]
+        def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> Options: ...  # type: ignore[override]
 
     def parse_known_args(  # type: ignore[override] # argparse knows of namespaces only
         self, args: Sequence[str] | None = None, namespace: None = None
-    ) -> tuple[O, list[str]]:
+    ) -> tuple[Options, list[str]]:
         """Return the options and what is none of them; ends with status 2 where the class refuses their values."""
         found, unknown = super().parse_known_args(args, namespace)
         # Defaults that were set from an older run may be of options that there are no more.
