@@ -24,7 +24,7 @@ from convai.dialog.terminal import Terminal, plain_line, settled
 from convai.errors import UserError, report_user_errors
 from convai.io.files import read_text, write_text
 from convai.io.pretrained import locate_finetuned
-from convai.model.tokenization import join_punctuation
+from convai.model.word_splitting import join_punctuation
 from convai.options import ChatOptions, chat_parser
 
 COMMANDS = {
@@ -152,7 +152,7 @@ class Chat:
                 self.answer(text)
             else:
                 if text:
-                    self.obey(text)
+                    self.run_command(text)
                 self.terminal.no_reply()
             if self.has_ended:
                 return
@@ -176,7 +176,7 @@ class Chat:
         if note := LostText(self.agent.tokenizer).add_all(texts).note():
             self.terminal.note(note)
 
-    def obey(self, line: str) -> None:
+    def run_command(self, line: str) -> None:
         """Carry out a command; what is wrong with it is said in one line."""
         name, _, argument = line[1:].partition(" ")
         try:

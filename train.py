@@ -77,7 +77,7 @@ def train(args: TrainingOptions, device: torch.device) -> None:
     n_updates = count_updates(args, train_loader)
     parts = prepare_parts(args, model, tokenizer, n_updates, device)
 
-    interruption = Interruption(alone=idist.get_world_size() == 1)
+    interruption = Interruption(has_launcher=idist.get_world_size() > 1)
     train_data, valid_data = (cast(TreeDataset, loader.dataset) for loader in (train_loader, valid_loader))
     trainer = create_trainer(args, parts, cast(UpdateSampler, train_loader.batch_sampler), device, interruption)
     trains_ranking = train_ranking_head(args, trainer, model, train_data)

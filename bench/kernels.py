@@ -35,7 +35,7 @@ WITHOUT = {
         (cpu_kernels, "attend", plain_attention),
         (transformer, "attend", plain_attention),
     ],
-    "attention in blocks of rows": [(transformer, "row_blocks", lambda branch_ids: ())],
+    "attention in blocks of rows": [(transformer, "query_blocks", lambda branch_ids: ())],
     "gradient of the tied embedding": [(double_heads, "embed_tokens", plain_embedding)],
 }
 

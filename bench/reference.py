@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convai.data.store import Example
-from convai.model.tokenization import DialogTokenizer, GptTokenizer, standardize_text
+from convai.model.tokenization import DialogTokenizer, GptTokenizer
+from convai.model.word_splitting import standardize_text
 from utils import IGNORED_LABEL, build_input_from_segments
 
 

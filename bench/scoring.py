@@ -32,7 +32,7 @@ def hits(setting: Setting) -> list[dict[str, Any]]:
         for start in range(0, len(order), size):
             part = order[start : start + size]
             batch = collate_trees([dataset[index] for index in part]).to(setting.device)
-            rows = model(**batch.model_inputs() | {"lm_rows": batch.lm_rows[:0]}).mc_logits
+            rows = model(**batch.model_inputs() | {"lm_indices": batch.lm_indices[:0]}).mc_logits
             scores |= dict(zip(part, rows.tolist(), strict=True))
         return scores
 

@@ -42,7 +42,7 @@ def train(setting: Setting) -> list[dict[str, Any]]:
     measured = compare(ways, setting.options.repeats)
     peak = measured.pop("peak")
     trees = [dataset[index] for index in indices]
-    flops = sum(training_flops(model, len(tree.input_ids), len(tree.lm_rows)) for tree in trees) / len(trees)
+    flops = sum(training_flops(model, len(tree.input_ids), len(tree.lm_indices)) for tree in trees) / len(trees)
     return [
         {
             "name": "train",
@@ -121,13 +121,13 @@ def losses_of_reference(setting: Setting, model: nn.Module, examples: list[Examp
     return [loss.item() for loss in plain_losses(setting, model.eval(), examples[:4])]
 
 
-def training_flops(model: DoubleHeadsModel, n_tokens: int, n_lm_rows: int) -> float:
+def training_flops(model: DoubleHeadsModel, n_tokens: int, n_lm_indices: int) -> float:
     """Return the floating-point operations that a tree's update needs, forward and backward.
 
     6 per weight of the blocks and token; the attention's two products over all pairs of positions; the head's rows.
     """
     n_weights = sum(weight.numel() for weight in model.transformer.h.parameters())
-    head = 6 * n_lm_rows * model.config.n_embd * model.config.vocab_size
+    head = 6 * n_lm_indices * model.config.n_embd * model.config.vocab_size
     return 6 * n_weights * n_tokens + attention_flops(model, n_tokens) + head
 
 

@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from convai.errors import UserError
+from convai.errors import UserError, argument
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def has_fast_bf16(device: torch.device | str) -> bool:
 def warn_if_bf16_is_slow(device: torch.device | str) -> None:
     """Log a warning where `has_fast_bf16` is false of the device."""
     if not has_fast_bf16(device):
-        logger.warning("this processor has no bf16 instructions: --bf16 will be slow here; leave it out.")
+        logger.warning("this processor has no bf16 instructions: %s will be slow here; leave it out.", argument("bf16"))
 
 
 def choose_device(name: str) -> torch.device:
@@ -31,4 +31,6 @@ def choose_device(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__).split(". ")[0]
-        raise UserError(f"--device {name} cannot be used ({reason}); try --device cpu.") from error
+        raise UserError(
+            f"{argument('device')} {name} cannot be used ({reason}); try {argument('device')} cpu."
+        ) from error

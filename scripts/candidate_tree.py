@@ -108,9 +108,9 @@ def branches(tree, words: list[str], n_context: int) -> list[str]:
         )
         parts.append(text(x + CELL / 2, y + 17, word, "token"))
         parts.append(text(x + CELL / 2, y + HIGH + 14, str(position), "small middle"))
-        if row in tree.lm_rows:
-            parts.append(dot(x + CELL / 2 - (5 if row in tree.mc_rows else 0), y - 7, "lm"))
-        if row in tree.mc_rows:
+        if row in tree.lm_indices:
+            parts.append(dot(x + CELL / 2 - (5 if row in tree.mc_indices else 0), y - 7, "lm"))
+        if row in tree.mc_indices:
             parts.append(dot(x + CELL / 2, y - 7, "mc"))
     for name, first, last in (("persona", 0, 3), ("history", 4, 7), ("reply", 8, 8)):
         x = LEFT + (first + last + 1) / 2 * (CELL + GAP) - GAP / 2

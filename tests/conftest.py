@@ -10,10 +10,12 @@ from typing import NoReturn
 import pytest
 import torch
 
+from convai.errors import speak_of_options
 from convai.model.config import ModelConfig
 from convai.model.double_heads import DoubleHeadsModel, save_model
 from convai.model.tokenization import DialogTokenizer, train_vocabulary
 
+speak_of_options()  # as the scripts do, whose messages users see
 torch.set_num_threads(1)  # on models this tiny, threads only wait for each other
 
 ROOT = Path(__file__).resolve().parents[1]

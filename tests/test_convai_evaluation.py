@@ -109,7 +109,7 @@ def train_briefly(model, tokenizer, path) -> None:
     batch = collate_trees([InputBuilder(tokenizer, 128).tree(*e) for e in examples])
     torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(model.parameters()) / 3, model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
-    gold = torch.full((len(examples),), batch.mc_rows.shape[1] - 1)
+    gold = torch.full((len(examples),), batch.mc_indices.shape[1] - 1)
     for _ in range(25):
         output = model(**batch.model_inputs())
         loss = torch.nn.functional.cross_entropy(output.lm_logits, batch.lm_targets)

@@ -121,8 +121,8 @@ def test_candidate_tree_by_hand():
     assert tree.token_type_ids == [2, 2, 3, 3, 2, 2, 2, 2, 2, 2, 2]
     assert tree.position_ids == [0, 1, 2, 3, 4, 5, 6, 7, 5, 5, 6]
     assert tree.branch_ids == [0, 0, 0, 0, 0, 1, 1, 1, 2, 3, 3]
-    assert tree.mc_rows == [7, 8, 10]
-    assert tree.lm_rows == [4, 9]  # <speaker1> of the context predicts the reply's first token
+    assert tree.mc_indices == [7, 8, 10]
+    assert tree.lm_indices == [4, 9]  # <speaker1> of the context predicts the reply's first token
     assert tree.lm_targets == [32, 1]
     assert not tree.was_cut
 
@@ -138,11 +138,11 @@ def test_collating_by_hand():
     short = InputBuilder(TOKENIZER, 3 + 1).tree([], [], [[32]])  # 0 2 32 1
     batch = collate_trees([long, short])
     assert batch.input_ids.tolist() == [0, 10, 3, 20, 2, 30, 1, 31, 1, 0, 2, 32, 1]
-    assert batch.slots.tolist() == [*range(9), 9, 10, 11, 12]
+    assert batch.grid_indices.tolist() == [*range(9), 9, 10, 11, 12]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 6, 0, 1, 2, 3]
     assert batch.branch_ids[1].tolist() == [0, 0, 1, 1, -1, -1, -1, -1, -1]
-    assert batch.mc_rows.tolist() == [[6, 8], [-1, 9 + 3]]  # the gold stays in the last column
-    assert batch.lm_rows.tolist() == [4, 7, 9 + 1, 9 + 2]
+    assert batch.mc_indices.tolist() == [[6, 8], [-1, 9 + 3]]  # the gold stays in the last column
+    assert batch.lm_indices.tolist() == [4, 7, 9 + 1, 9 + 2]
     assert batch.lm_targets.tolist() == [31, 1, 32, 1]
     assert (batch.n_examples, batch.n_targets, batch.n_cut) == (2, 4, 0)
 

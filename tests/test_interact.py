@@ -22,7 +22,8 @@ import interact
 from convai.dialog.terminal import plain_line, printable, settled
 from convai.io import pretrained
 from convai.model.double_heads import save_model
-from convai.model.tokenization import join_punctuation, train_vocabulary
+from convai.model.tokenization import train_vocabulary
+from convai.model.word_splitting import join_punctuation
 
 PERSONA = ["i keep bees .", "i have two dogs ."]
 RANDOM_MODEL_OPTIONS = ("--personality", *PERSONA, "--device", "cpu")

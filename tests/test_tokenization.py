@@ -10,18 +10,15 @@ from conftest import DEVELOPMENT_DATA, TEXTS, needs
 from convai.errors import UserError
 from convai.model import tokenization
 from convai.model.tokenization import (
-    PRE_TOKENIZATIONS,
     SPECIAL_TOKENS,
     UNKNOWN_TOKEN,
     DialogTokenizer,
     Gpt2Tokenizer,
     GptTokenizer,
-    join_punctuation,
     load_tokenizer,
-    standardize_text,
     train_vocabulary,
-    word_splitter,
 )
+from convai.model.word_splitting import PRE_TOKENIZATIONS, join_punctuation, standardize_text, word_splitter
 
 TRICKY = [
     "i'm sure they're not what we'd've said ; it's bob's , and she'll say y'all can't .",

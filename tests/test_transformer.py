@@ -11,7 +11,7 @@ from conftest import TEXTS, tiny_model
 from convai.data.batches import collate_trees
 from convai.data.inputs import InputBuilder
 from convai.model import cpu_kernels
-from convai.model.cpu_kernels import Dropout, attend, attend_by_blocks, embed_tokens, row_blocks
+from convai.model.cpu_kernels import Dropout, attend, attend_by_blocks, embed_tokens, query_blocks
 from convai.model.tokenization import train_vocabulary
 from convai.model.transformer import tree_mask
 
@@ -172,16 +172,16 @@ def test_compiled_blocks_compute_the_same_and_keep_their_names():
 
 
 def test_row_blocks_by_hand(monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "ROWS_OF_BLOCK", 2)
+    monkeypatch.setattr(cpu_kernels, "QUERIES_PER_BLOCK", 2)
     # Contexts of 3 and 2; the second block begins within branch 1 of the second tree, the third within 2 of the first.
     branch_ids = torch.tensor([[0, 0, 0, 1, 2, 2, 2], [0, 0, 1, 1, 1, 1, -1]])
-    assert row_blocks(branch_ids) == [(0, 0, 3), (3, 3, 5), (5, 3, 7)]
-    assert row_blocks(torch.tensor([[0, 1, 2, 2, 2, 3, 3]])) == [(0, 0, 1), (1, 1, 3), (3, 2, 5), (5, 5, 7)]
+    assert query_blocks(branch_ids) == [(0, 0, 3), (3, 3, 5), (5, 3, 7)]
+    assert query_blocks(torch.tensor([[0, 1, 2, 2, 2, 3, 3]])) == [(0, 0, 1), (1, 1, 3), (3, 2, 5), (5, 5, 7)]
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 8, 1000])
 def test_attention_by_blocks_equals_attention_at_once(n_rows, monkeypatch):
-    monkeypatch.setattr(cpu_kernels, "ROWS_OF_BLOCK", n_rows)
+    monkeypatch.setattr(cpu_kernels, "QUERIES_PER_BLOCK", n_rows)
     drawn = random.Random(n_rows)
     for _ in range(20):
         rows = [

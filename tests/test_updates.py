@@ -135,7 +135,7 @@ def test_validation_figures_by_plain_arithmetic(tokenizer, dataset):
     hits, losses = [], []
     for tree in every:
         output = model(**collate_trees([tree]).model_inputs())
-        hits.append(float(output.mc_logits.argmax() == len(tree.mc_rows) - 1))
+        hits.append(float(output.mc_logits.argmax() == len(tree.mc_indices) - 1))
         losses += (-output.lm_logits.log_softmax(-1)[range(len(tree.lm_targets)), tree.lm_targets]).tolist()
     for batch_size in (1, 3, 20):
         batches = length_sorted_batches(every, batch_size)

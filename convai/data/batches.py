@@ -21,10 +21,10 @@ class TreeBatch:
     input_ids: Tensor  # (P,)
     token_type_ids: Tensor  # (P,)
     position_ids: Tensor  # (P,)
-    slots: Tensor  # (P,) into the flattened B * T
+    grid_indices: Tensor  # (P,) into the flattened B * T
     branch_ids: Tensor  # (B, T); -1 for padding
-    mc_rows: Tensor  # (B, C) into P; gold in the last column, -1 in front where there are fewer
-    lm_rows: Tensor  # (N,) into P
+    mc_indices: Tensor  # (B, C) into P; gold in the last column, -1 in front where there are fewer
+    lm_indices: Tensor  # (N,) into P
     lm_targets: Tensor  # (N,)
     n_cut: int  # examples of which something was left out
 
@@ -38,7 +38,15 @@ class TreeBatch:
 
     def model_inputs(self) -> dict[str, Tensor]:
         """Return the arguments of DoubleHeadsModel.forward."""
-        names = ("input_ids", "token_type_ids", "position_ids", "slots", "branch_ids", "lm_rows", "mc_rows")
+        names = (
+            "input_ids",
+            "token_type_ids",
+            "position_ids",
+            "grid_indices",
+            "branch_ids",
+            "lm_indices",
+            "mc_indices",
+        )
         return {name: getattr(self, name) for name in names}
 
     def to(self, device: torch.device) -> "TreeBatch":
@@ -61,17 +69,19 @@ def collate_trees(trees: Sequence[CandidateTree]) -> TreeBatch:
     is_token = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
     branch_ids = torch.full(is_token.shape, -1)
     branch_ids[is_token] = _joined(trees, "branch_ids")
-    mc_rows = torch.full((len(trees), max(len(tree.mc_rows) for tree in trees)), -1)
+    mc_indices = torch.full((len(trees), max(len(tree.mc_indices) for tree in trees)), -1)
     for b, (start, tree) in enumerate(zip(starts, trees, strict=True)):
-        mc_rows[b, -len(tree.mc_rows) :] = torch.tensor(tree.mc_rows) + start
+        mc_indices[b, -len(tree.mc_indices) :] = torch.tensor(tree.mc_indices) + start
     return TreeBatch(
         input_ids=_joined(trees, "input_ids"),
         token_type_ids=_joined(trees, "token_type_ids"),
         position_ids=_joined(trees, "position_ids"),
-        slots=is_token.flatten().nonzero().squeeze(1),
+        grid_indices=is_token.flatten().nonzero().squeeze(1),
         branch_ids=branch_ids,
-        mc_rows=mc_rows,
-        lm_rows=torch.tensor([start + row for start, tree in zip(starts, trees, strict=True) for row in tree.lm_rows]),
+        mc_indices=mc_indices,
+        lm_indices=torch.tensor(
+            [start + row for start, tree in zip(starts, trees, strict=True) for row in tree.lm_indices]
+        ),
         lm_targets=_joined(trees, "lm_targets"),
         n_cut=sum(tree.was_cut for tree in trees),
     )

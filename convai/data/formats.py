@@ -22,14 +22,10 @@ from convai.data import example_world
 from convai.data.parlai_text import parse_parlai
 from convai.data.schema import BYTE_ORDER_MARK, PART_NAMES, Strings, check_parts, kind_of, name_parts
 from convai.data.tables import HUB_PREFIX, INSTALL_DATASETS, Tables, holds_parquet
-from convai.errors import UserError
+from convai.errors import UserError, argument
 from convai.io.download import fetch, is_url
 
 PERSONACHAT_URL = "https://s3.amazonaws.com/datasets.huggingface.co/personachat/personachat_self_original.json"
-OTHER_WAYS = (
-    "Two ways out: --dataset_path hub:AlekseyKorshuk/persona-chat reads a copy on the Hugging Face hub (needs "
-    f"`{INSTALL_DATASETS}`), and --dataset_path FILE a local one. Without either: --dataset_path example."
-)
 SPLITS = ("train", "valid")
 HELD_OUT_SHARE = 0.05
 # The data's own seed: which dialogs are held out must not change with --seed, or runs could not be compared.
@@ -121,6 +117,15 @@ class TableSource(Source):
         return self.tables.name
 
 
+def other_ways() -> str:
+    """Return what can be done where PersonaChat cannot be downloaded."""
+    path = argument("dataset_path")
+    return (
+        f"Two ways out: {path} hub:AlekseyKorshuk/persona-chat reads a copy on the Hugging Face hub (needs "
+        f"`{INSTALL_DATASETS}`), and {path} FILE a local one. Without either: {path} example."
+    )
+
+
 def find_source(dataset_path: str) -> Source:
     """Return where `--dataset_path` points, downloading URLs: "" is PersonaChat, "example" the embedded set.
 
@@ -130,7 +135,7 @@ def find_source(dataset_path: str) -> Source:
     if dataset_path == "example":
         return ExampleSource()
     if not dataset_path:
-        return FileSource([fetch(PERSONACHAT_URL, advice=OTHER_WAYS)])
+        return FileSource([fetch(PERSONACHAT_URL, advice=other_ways())])
     if dataset_path.startswith(HUB_PREFIX):
         return TableSource(dataset_path)
     path = os.path.expanduser(dataset_path)
@@ -140,7 +145,7 @@ def find_source(dataset_path: str) -> Source:
         return FileSource([_file_of_split(Path(path), split) for split in SPLITS])
     parts = [path] if os.path.exists(path) else [part.strip() for part in dataset_path.split(",")]
     if len(parts) > 2 or not all(parts):
-        raise UserError(f"--dataset_path {dataset_path}: give one file, or two as TRAIN,VALID.")
+        raise UserError(f"{argument('dataset_path')} {dataset_path}: give one file, or two as TRAIN,VALID.")
     return FileSource([_local(part) for part in parts])
 
 
@@ -153,7 +158,9 @@ def load_for_evaluation(dataset_path: str) -> tuple[list[Dialog], list[Dialog]]:
     elif chosen == "valid" and "test" in splits:
         logger.info("%s: its valid split is evaluated, not its test split", dataset_path)
     if not splits[chosen]:
-        raise UserError(f"--dataset_path {dataset_path}: there are no dialogs to evaluate on; give another file.")
+        raise UserError(
+            f"{argument('dataset_path')} {dataset_path}: there are no dialogs to evaluate on; give another file."
+        )
     return splits.get("train", []) if chosen in ("valid", "test") else [], splits[chosen]
 
 
@@ -170,7 +177,9 @@ def open_checked(path: Path) -> io.BufferedReader:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise UserError(f"--dataset_path: {path} cannot be read ({error.strerror}); check the path.") from error
+        raise UserError(
+            f"{argument('dataset_path')}: {path} cannot be read ({error.strerror}); check the path."
+        ) from error
 
 
 def _read_text(path: Path) -> str:
@@ -188,12 +197,12 @@ def _read_text(path: Path) -> str:
 
 def _local(path_or_url: str) -> Path:
     if is_url(path_or_url):
-        return fetch(path_or_url, advice="Give --dataset_path a local copy of it.")
+        return fetch(path_or_url, advice=f"Give {argument('dataset_path')} a local copy of it.")
     path = Path(os.path.expanduser(path_or_url))
     if not os.path.exists(path):
-        raise UserError(f'--dataset_path: there is no {path}; give a file, a folder, a URL, or "example".')
+        raise UserError(f'{argument("dataset_path")}: there is no {path}; give a file, a folder, a URL, or "example".')
     if path.is_dir():
-        raise UserError(f"--dataset_path: {path} is a folder; within TRAIN,VALID give two files.")
+        raise UserError(f"{argument('dataset_path')}: {path} is a folder; within TRAIN,VALID give two files.")
     return path
 
 
@@ -206,7 +215,7 @@ def _file_of_split(folder: Path, split: str) -> Path:
         return found[0]
     problem = f"{len(found)} files" if found else "no file"
     names = " or ".join([f"{first}*", *(f"{other}*" for other in others if not other.startswith(first))])
-    raise UserError(f"--dataset_path: {folder} has {problem} named {names}; name the pair as TRAIN,VALID.")
+    raise UserError(f"{argument('dataset_path')}: {folder} has {problem} named {names}; name the pair as TRAIN,VALID.")
 
 
 def _only_split(path: Path, split: str) -> list[Dialog]:

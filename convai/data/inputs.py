@@ -148,8 +148,8 @@ class CandidateTree(NamedTuple):
     token_type_ids: list[int]
     position_ids: list[int]  # every branch continues where the context ends
     branch_ids: list[int]  # 0 context, k the k-th candidate
-    mc_rows: list[int]  # (C,) each candidate's last position
-    lm_rows: list[int]  # (N,) the positions that predict the gold reply and its <eos>
+    mc_indices: list[int]  # (C,) each candidate's last position
+    lm_indices: list[int]  # (N,) the positions that predict the gold reply and its <eos>
     lm_targets: list[int]  # (N,) what they should predict
     was_cut: bool  # whether something was left out to fit the model
 
@@ -183,17 +183,19 @@ class InputBuilder:
         input_ids, token_type_ids, position_ids = self._context(persona, history)
         n_context = len(input_ids)
         branch_start, branch_ids = position_ids[-1] + 1, [0] * n_context
-        mc_rows = []
+        mc_indices = []
         for branch, candidate in enumerate(candidates, start=1):
             start, length = len(input_ids), len(candidate) + 1
             input_ids += [*candidate, self.tokenizer.eos_id]
             position_ids += range(branch_start, branch_start + length)
             branch_ids += [branch] * length
-            mc_rows.append(start + length - 1)
+            mc_indices.append(start + length - 1)
         token_type_ids += [self.tokenizer.speaker1_id] * (len(input_ids) - n_context)
-        lm_rows = [n_context - 1, *range(start, start + length - 1)]
+        lm_indices = [n_context - 1, *range(start, start + length - 1)]
         lm_targets = input_ids[start:]
-        return CandidateTree(input_ids, token_type_ids, position_ids, branch_ids, mc_rows, lm_rows, lm_targets, was_cut)
+        return CandidateTree(
+            input_ids, token_type_ids, position_ids, branch_ids, mc_indices, lm_indices, lm_targets, was_cut
+        )
 
     def _context(self, persona: Sequence[TokenIds], history: Sequence[TokenIds]) -> Prompt:
         """Return persona, history and the reply's <speaker1>, which all candidates share."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from convai.data.parlai_text import persona_sentences
 from convai.data.schema import KeyCheck, kind_of
-from convai.errors import UserError
+from convai.errors import UserError, argument
 from convai.io.files import read_text
 
 _PERSONA_KEYS = frozenset({"personality"})
@@ -33,7 +33,7 @@ def _persona_of_json(text: str, path: Path) -> list[str]:
     if isinstance(value, dict):
         KeyCheck(path).check(value, _PERSONA_KEYS, str(path))
         if "personality" not in value:
-            raise UserError(f"{path} holds no persona; {_ADVICE}. A data set is for --dataset_path.")
+            raise UserError(f"{path} holds no persona; {_ADVICE}. A data set is for {argument('dataset_path')}.")
         value = value["personality"] or []
     if not isinstance(value, list) or not all(isinstance(sentence, str) for sentence in value):
         found = "a list of other things" if isinstance(value, list) else kind_of(value)

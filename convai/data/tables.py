@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from convai.data.schema import KeyCheck, Strings, key_meant, name_parts, part_of_name
-from convai.errors import UserError, one_line
+from convai.errors import UserError, argument, one_line
 
 HUB_PREFIX = "hub:"
 # From 4.0 on the package reads no scripts out of data sets, so no foreign code is run.
@@ -39,15 +39,16 @@ class Tables:
         try:
             import datasets
         except ImportError as error:
-            raise UserError(f"--dataset_path {self.name} is read with the package datasets ({error}); install it with "
-                            f"`{INSTALL_DATASETS}`, or give a JSON or text file.") from error  # fmt: skip
+            raise UserError(f"{argument('dataset_path')} {self.name} is read with the package datasets ({error}); "
+                            f"install it with `{INSTALL_DATASETS}`, or give a JSON or text "
+                            "file.") from error  # fmt: skip
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
         try:
             return datasets.load_dataset(self.name.removeprefix(HUB_PREFIX), **_files_by_part(self.name))
         except Exception as error:  # of the hub, of the disk, of damaged files: there is no common class
             reason = one_line(str(error).split("\n\n")[0]) or type(error).__name__
-            raise UserError(f"--dataset_path {self.name} cannot be read: {reason.rstrip('.')}. Check the name and the "
-                            "network, or give a local file or folder.") from error  # fmt: skip
+            raise UserError(f"{argument('dataset_path')} {self.name} cannot be read: {reason.rstrip('.')}. Check the "
+                            "name and the network, or give a local file or folder.") from error  # fmt: skip
 
     def digest(self) -> str:
         """Return a hash over the content of all splits."""
@@ -110,8 +111,9 @@ def _read(table: Any, where: str, split: str, keys: KeyCheck) -> list[Row]:
         return _join_replies(rows, f"{where}: {split} row" if split else f"{where}: row", keys)
     likely = {name: key_meant(name, {"utterances", "history", "candidates"} - columns) for name in columns - REPLY_KEYS}
     hint = "".join(f"; did you mean {key} by {name}?" for name, key in sorted(likely.items()) if key)
-    raise UserError(f"--dataset_path {where}: its columns are {', '.join(sorted(columns)) or 'none'}; needed are "
-                    f"personality and utterances, or personality, history and candidates{hint or '.'}")  # fmt: skip
+    raise UserError(f"{argument('dataset_path')} {where}: its columns are {', '.join(sorted(columns)) or 'none'}; "
+                    "needed are personality and utterances, or personality, history and "
+                    f"candidates{hint or '.'}")  # fmt: skip
 
 
 def _one_by_one(utterances: list[Row] | dict[str, list[Any]] | None) -> list[Row] | None:

@@ -180,7 +180,7 @@ class DialogAgent:
     def _score(self, trees: Sequence[CandidateTree]) -> list[list[float]]:
         """Return the scores of each tree's candidates, the last at the end of its row."""
         batch = collate_trees(trees).to(self.device)
-        return self.model(**batch.model_inputs() | {"lm_rows": batch.lm_rows[:0]}).mc_logits.tolist()
+        return self.model(**batch.model_inputs() | {"lm_indices": batch.lm_indices[:0]}).mc_logits.tolist()
 
     def _split(self, trees: Sequence[CandidateTree]) -> list[Sequence[CandidateTree]]:
         """Return the trees in batches: a few on a CPU, whose caches more of them leave; all together elsewhere."""
@@ -196,7 +196,7 @@ class DialogAgent:
         trees = [self._tree(context, [reply]) for context, reply in questions]
         batch = collate_trees(trees).to(self.device)
         logits = self.model(**batch.model_inputs()).lm_logits
-        return list(logits.split([len(tree.lm_rows) for tree in trees]))
+        return list(logits.split([len(tree.lm_indices) for tree in trees]))
 
     def change_settings(self, **changes) -> None:
         """Replace some decoding settings; ValueError for one that does not exist or is out of range."""

@@ -6,7 +6,7 @@ be mixed with each other, nor with perplexity per token:
 
     published    a word's probability is that of its first BPE piece, shared out by frequency among the dictionary's
                  words that start with this piece
-    all pieces   the honest one: the product over all of its pieces, and of a word boundary after them
+    all pieces   the product over all of its pieces, and of a word boundary after them
 
 Both are divided by the published probability of the whole dictionary, and are means over its words in the gold replies.
 """
@@ -143,7 +143,7 @@ def perplexity_summands(score: ReplyScore) -> dict[str, float]:
 def figures(totals: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics of totals of such summands: means over examples; perplexities over words, and over tokens.
 
-    `ppl` is word perplexity by the published definition, `ppl_all_pieces` by the honest one, `token_ppl` what
+    `ppl` is word perplexity by the published definition, `ppl_all_pieces` by all pieces, `token_ppl` what
     training's validation reports. They are NaN where nothing was scored. Totals of no examples have no figures.
     """
     if not totals.get("n_examples"):

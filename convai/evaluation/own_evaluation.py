@@ -12,7 +12,7 @@ from convai.data.lost_text import LostText
 from convai.data.same_reply import without_twins
 from convai.data.store import N_VALIDATION_DISTRACTORS, DialogSplit, build_arrays
 from convai.dialog.agent import Context, DialogAgent
-from convai.errors import NoFigure
+from convai.errors import NoFigure, argument
 from convai.evaluation.metrics import (
     WordPerplexity,
     count_words,
@@ -110,8 +110,8 @@ class OwnEvaluation:
                     examples[i] = example._replace(candidates=[*(examples[j].gold for j in drawn), example.gold])
         n_single = sum(len(example.candidates) == 1 for example in examples)
         if n_single == len(examples):
-            raise NoFigure(f"--dataset_path {self.name}: no example has candidates to rank, and other dialogs have no "
-                           "other replies to draw them from; hits@1 needs some.")  # fmt: skip
+            raise NoFigure(f"{argument('dataset_path')} {self.name}: no example has candidates to rank, and other "
+                           "dialogs have no other replies to draw them from; hits@1 needs some.")  # fmt: skip
         if n_single:
             logger.warning("%d examples have a single candidate, which is a hit by definition", n_single)
         return examples

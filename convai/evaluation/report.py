@@ -86,7 +86,7 @@ def print_table(results: Mapping[str, Result], data: str) -> None:
     if "hits@5" in ours:
         print(f"hits@5 {cell('hits@5', 100)} %, hits@10 {cell('hits@10', 100)} %")
     if "ppl" in ours:
-        print(f"word perplexity over all pieces of a word (the honest definition): {cell('ppl_all_pieces', 1)}")
+        print(f"word perplexity over all pieces of a word: {cell('ppl_all_pieces', 1)}")
         print(
             f"words scored: {ours['n_words']:.0f}, skipped, as the dictionary lacks them: {ours['n_words_skipped']:.0f}"
         )

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from convai.errors import UserError
+from convai.errors import UserError, argument
 from convai.io.download import fetch_archive, is_url
 from convai.io.files import read_json_object
 
@@ -21,14 +21,14 @@ VOCABULARY_FILES = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_con
 VOCABULARY_FILES += ["special_tokens.txt"]
 
 
-def locate_checkpoint(path_or_name: str | Path, option: str = "--model_checkpoint") -> Path:
+def locate_checkpoint(path_or_name: str | Path, option: str = "") -> Path:
     """Return the local folder of a checkpoint, downloading it first where needed.
 
     `path_or_name` is a folder, a URL of a .tar.gz or .zip archive, a short name ("openai-gpt", "gpt2", "gpt2-medium",
-    ...) or OWNER/NAME on the hub. Raises UserError, naming the `option` that it was given by, when there is no such
-    folder and none can be had.
+    ...) or OWNER/NAME on the hub. Raises UserError when there is no such folder and none can be had; it names the
+    `option` that the checkpoint was given by, model_checkpoint by default.
     """
-    text = str(path_or_name)
+    text, option = str(path_or_name), option or argument("model_checkpoint")
     if is_url(text):
         return fetch_archive(text, advice=f"Give {option} a local folder instead.")
     folder = Path(os.path.expanduser(text))
@@ -47,12 +47,14 @@ def locate_finetuned(model: str, model_checkpoint: str = "") -> Path:
     """
     if model == "openai-gpt" and not model_checkpoint:
         advice = "To chat without a network, train a small model with `bash scripts/demo.sh`, or give the folder of a "
-        return fetch_archive(RELEASED_MODEL_URL, advice=f"{advice}fine-tuned model with --model_checkpoint.")
+        return fetch_archive(
+            RELEASED_MODEL_URL, advice=f"{advice}fine-tuned model with {argument('model_checkpoint')}."
+        )
     name = model_checkpoint or model
     if name in {*SHORT_NAMES, *SHORT_NAMES.values()} and not os.path.isdir(name):
         raise UserError(f"{name} is only pre-trained and has not learned to hold a dialog: a fine-tuned model is "
                         f"needed. Train one with `python train.py --model {name}` and give its run folder with "
-                        "--model_checkpoint.")  # fmt: skip
+                        f"{argument('model_checkpoint')}.")  # fmt: skip
     folder = locate_checkpoint(name)
     read_config(folder)  # a folder that is no checkpoint at all is refused as that
     return folder

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROWS_OF_BLOCK = 64  # of candidates, in attention
+QUERIES_PER_BLOCK = 64  # of candidates, in attention
 
 
 class Dropout(nn.Dropout):
@@ -43,35 +43,35 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, dropout: 
     return weights @ value
 
 
-class RowBlock(NamedTuple):
-    """Rows `start` to `end` of a grid, which see no keys but the shared first ones and those from `first_key` on."""
+class QueryBlock(NamedTuple):
+    """Queries `start` to `end` of a grid, which see no keys but the shared first ones and those from `first_key` on."""
 
     start: int
     first_key: int
     end: int
 
 
-def row_blocks(branch_ids: Tensor) -> list[RowBlock]:
-    """Return the context's rows as one block, and those of the candidates in blocks of about ROWS_OF_BLOCK.
+def query_blocks(branch_ids: Tensor) -> list[QueryBlock]:
+    """Return the context's queries as one block, and those of the candidates in blocks of about QUERIES_PER_BLOCK.
 
-    The blocks hold all rows of branch_ids (B, T), in order (see transformer.tree_mask); the end of the first is how
-    many keys all others share. Most pairs of candidate rows belong to different candidates: blocks leave nearly all of
-    these out. Without them 20 candidates take longer, by 13 % to score and 18 % to train on in bf16 (6 % to score in
-    fp32); with 4 candidates it makes no difference.
+    The blocks hold all positions of branch_ids (B, T), in order (see transformer.tree_mask); the end of the first is
+    how many keys all others share. Most pairs of candidate positions belong to different candidates: blocks leave
+    nearly all of these out. Without them 20 candidates take longer, by 13 % to score and 18 % to train on in bf16 (6 %
+    to score in fp32); with 4 candidates it makes no difference.
     """
     length = branch_ids.shape[1]
     n_context = max(1, int((branch_ids == 0).sum(dim=1).max()))
-    blocks = [RowBlock(0, 0, n_context)]
-    for start in range(n_context, length, ROWS_OF_BLOCK):
+    blocks = [QueryBlock(0, 0, n_context)]
+    for start in range(n_context, length, QUERIES_PER_BLOCK):
         # Of the branches that the first row cuts through, the one that began first.
         before = (branch_ids[:, :start] == branch_ids[:, start : start + 1]) & (branch_ids[:, start : start + 1] > 0)
         first_key = start - int(before.sum(dim=1).max())
-        blocks.append(RowBlock(start, max(n_context, first_key), min(length, start + ROWS_OF_BLOCK)))
+        blocks.append(QueryBlock(start, max(n_context, first_key), min(length, start + QUERIES_PER_BLOCK)))
     return blocks
 
 
 def attend_by_blocks(
-    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, blocks: Sequence[RowBlock], dropout: Dropout
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, blocks: Sequence[QueryBlock], dropout: Dropout
 ) -> Tensor:
     """Return what `attend` does, computed block by block."""
     n_shared = blocks[0].end
@@ -82,8 +82,8 @@ def attend_by_blocks(
             own = x.narrow(dim, first_key, end - first_key)
             return torch.cat([x.narrow(dim, 0, n_shared), own], dim) if first_key else own
 
-        rows = slice(start, end)
-        part = attend(query[:, :, rows], seen(key, 2), seen(value, 2), seen(visible[:, :, rows], 3), dropout)
+        block = slice(start, end)
+        part = attend(query[:, :, block], seen(key, 2), seen(value, 2), seen(visible[:, :, block], 3), dropout)
         parts.append(part)
     return torch.cat(parts, dim=2)
 

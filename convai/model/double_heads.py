@@ -5,7 +5,7 @@ context and itself. Weights and config.json follow the Hugging Face layout, so c
 `DoubleHeadsModel` and transformers' `OpenAIGPTDoubleHeadsModel` and `GPT2DoubleHeadsModel`.
 
 Shapes: B examples, T positions of the longest tree, P tokens of all trees (no padding among them), C candidates,
-D width, V vocabulary, N rows with a target token.
+D width, V vocabulary, N gold target tokens.
 """
 
 import logging
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from convai.errors import UserError
+from convai.errors import UserError, argument
 from convai.io.files import atomic_write, write_json
 from convai.io.pretrained import read_config
 from convai.model.config import ModelConfig
@@ -78,23 +78,23 @@ class DoubleHeadsModel(nn.Module):
         input_ids: Tensor,
         token_type_ids: Tensor,
         position_ids: Tensor,
-        slots: Tensor,
+        grid_indices: Tensor,
         branch_ids: Tensor,
-        lm_rows: Tensor,
-        mc_rows: Tensor,
+        lm_indices: Tensor,
+        mc_indices: Tensor,
     ) -> DoubleHeadsOutput:
         """Run a batch of candidate trees (see data.batches.TreeBatch), P tokens together.
 
-        The first four are (P,), branch_ids (B, T); `lm_rows` (N,) and `mc_rows` (B, C) point into the P tokens, at
-        those that predict a target token and at each candidate's last one, -1 for a candidate that is not there.
+        The first four are (P,), branch_ids (B, T); `lm_indices` (N,) and `mc_indices` (B, C) point into the P tokens,
+        at those that predict a target token and at each candidate's last one, -1 for a candidate that is not there.
         """
-        present = mc_rows >= 0
-        rows = torch.cat([lm_rows, mc_rows.clamp(min=0).flatten()])
+        present = mc_indices >= 0
+        read = torch.cat([lm_indices, mc_indices.clamp(min=0).flatten()])
         # Token types share the token embedding: <speaker1> and <speaker2> mark who speaks at every position.
         x, weight = embed_tokens(self.transformer.tokens_embed.weight, input_ids, token_type_ids)
-        hidden = self.transformer(x, position_ids, slots, tree_mask(branch_ids), rows)
-        scores = self.multiple_choice_head(hidden[len(lm_rows) :]).view(mc_rows.shape)
-        lm_logits = self._lm_logits(hidden[: len(lm_rows)], weight)
+        hidden = self.transformer(x, position_ids, grid_indices, tree_mask(branch_ids), read)
+        scores = self.multiple_choice_head(hidden[len(lm_indices) :]).view(mc_indices.shape)
+        lm_logits = self._lm_logits(hidden[: len(lm_indices)], weight)
         return DoubleHeadsOutput(lm_logits, scores.masked_fill(~present, -math.inf))
 
     def next_token_logits(
@@ -105,11 +105,11 @@ class DoubleHeadsModel(nn.Module):
         mask: Mask,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Return the logits (B, V) of what follows ids (B, T) under a mask of T rows; `cache` as in Transformer."""
-        slots = torch.arange(input_ids.numel(), device=self.device)
-        last_rows = slots.view(input_ids.shape)[:, -1]
+        """Return the logits (B, V) of what follows ids (B, T) under a mask of T queries; `cache` as in Transformer."""
+        grid_indices = torch.arange(input_ids.numel(), device=self.device)
+        last_rows = grid_indices.view(input_ids.shape)[:, -1]
         x, weight = embed_tokens(self.transformer.tokens_embed.weight, input_ids.flatten(), token_type_ids.flatten())
-        hidden = self.transformer(x, position_ids.flatten(), slots, mask, last_rows, cache)
+        hidden = self.transformer(x, position_ids.flatten(), grid_indices, mask, last_rows, cache)
         return self._lm_logits(hidden, weight)
 
     def _lm_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
@@ -163,7 +163,11 @@ def load_model(
         model = DoubleHeadsModel(config)
         model.init_weights()
         return model
-    advice = "give another folder, or --from_scratch to start without" if for_training else "give another folder"
+    advice = (
+        f"give another folder, or {argument('from_scratch')} to start without"
+        if for_training
+        else "give another folder"
+    )
     weights = read_weights(folder, config, advice)
     n_rows = len(weights[EMBEDDING])
     new_tokens = tokenizer.new_tokens
@@ -193,7 +197,7 @@ def _check_rows(folder: Path, tokenizer: DialogTokenizer, new: Sequence[str], n_
                         f"tokens), but the weights have {n_rows} rows; they do not belong together.")  # fmt: skip
     if new and (n_rows == n_needed or (n_rows > n_needed and not for_training)):
         raise UserError(f"{folder}: the weights have rows for {', '.join(new)}, but nothing records which; say it with "
-                        "--dialog_token_ids BOS EOS SPEAKER1 SPEAKER2 PAD (the published script's are "
+                        f"{argument('dialog_token_ids')} BOS EOS SPEAKER1 SPEAKER2 PAD (the published script's are "
                         f"{' '.join(str(tokenizer.n_vocab + n) for n in range(len(SPECIAL_TOKENS)))}).")  # fmt: skip
     if new and len(new) < len(SPECIAL_TOKENS) and not for_training:
         raise UserError(f"{folder} knows only some of the dialog tokens, so it has not been fine-tuned; "

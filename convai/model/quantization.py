@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from convai.device import warn_if_bf16_is_slow
-from convai.errors import UserError
+from convai.errors import UserError, argument
 from convai.model.double_heads import DoubleHeadsModel
 from convai.model.transformer import Conv1D
 
@@ -33,7 +33,8 @@ def lower_precision(model: DoubleHeadsModel, precision: str) -> DoubleHeadsModel
         model.to(torch.bfloat16)
     elif precision == "int8":
         if model.device.type != "cpu":
-            raise UserError(f"--int8 is for CPUs, but the model is on {model.device}; give --device cpu, or --bf16.")
+            raise UserError(f"{argument('int8')} is for CPUs, but the model is on {model.device}; give "
+                            f"{argument('device')} cpu, or {argument('bf16')}.")  # fmt: skip
         _quantize(model)
     return model
 
@@ -63,7 +64,9 @@ class Int8Linear(nn.Module):
         try:
             self.packed = torch.ops.quantized.linear_prepack(quantized, None)
         except RuntimeError as error:
-            raise UserError(f"--int8 cannot be used here ({str(error).splitlines()[0]}); leave it out.") from error
+            raise UserError(
+                f"{argument('int8')} cannot be used here ({str(error).splitlines()[0]}); leave it out."
+            ) from error
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

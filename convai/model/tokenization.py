@@ -9,29 +9,24 @@ words within text do, unless the model was fine-tuned without it.
 import hashlib
 import json
 import logging
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, cached_property, lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, overload
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from convai.errors import UserError
+from convai.errors import UserError, argument
 from convai.io.files import write_json, write_text
 from convai.model.vocabulary import SPECIAL_TOKENS, Vocabulary, read_vocabulary
+from convai.model.word_splitting import join_punctuation, join_surrogates, word_splitter
 
 UNKNOWN_TOKEN = "<unk>"
-PRE_TOKENIZATIONS = ("spacy", "bert")
 LEADING_SPACES = {"prefix_space": True, "no_prefix_space": False}  # --tokenization's names for GPT-2
 
 logger = logging.getLogger(__name__)
-
-# Decoding undoes the spaces that word splitting put before punctuation and contractions: "do n't"; by bert "don ' t".
-_SPACE_BEFORE_PUNCTUATION = re.compile(r" (?=[.?!,])")
-_SPLIT_CONTRACTION = re.compile(r" (?:n't|' ?(?:s|m|re|ve|ll|d|t))\b")
 
 
 class DialogTokenizer(ABC):
@@ -242,8 +237,8 @@ def load_tokenizer(
         has_space = _has_prefix_space(folder, vocabulary, tokenization, len(special_ids) == len(SPECIAL_TOKENS))
         return Gpt2Tokenizer(vocabulary.vocab, vocabulary.merges, special_ids, has_space)
     if tokenization in LEADING_SPACES:
-        raise UserError(f"--tokenization {tokenization} is for GPT-2, but {folder} holds GPT's kind of vocabulary; "
-                        "leave it out.")  # fmt: skip
+        raise UserError(f"{argument('tokenization')} {tokenization} is for GPT-2, but {folder} holds GPT's kind of "
+                        "vocabulary; leave it out.")  # fmt: skip
     recorded = vocabulary.pre_tokenization
     if recorded and tokenization and recorded != tokenization:
         raise _contradiction(folder, recorded, tokenization)
@@ -258,19 +253,19 @@ def _dialog_ids(folder: Path, vocabulary: Vocabulary, given: Sequence[int] | Non
     ids = dict(zip(SPECIAL_TOKENS, given, strict=True))
     if recorded and any(ids[token] != token_id for token, token_id in recorded.items()):
         raise UserError(f"{folder} records other ids of the dialog tokens: {_in_words(recorded)}; leave out "
-                        "--dialog_token_ids.")  # fmt: skip
+                        f"{argument('dialog_token_ids')}.")  # fmt: skip
     taken = set(vocabulary.vocab.values()) - {vocabulary.vocab.get(token) for token in SPECIAL_TOKENS}
     if len(set(ids.values())) < len(ids) or taken & set(ids.values()):
-        raise UserError(f"--dialog_token_ids {' '.join(map(str, given))}: each dialog token needs an id of its own, "
-                        f"which no other token of {folder} has.")  # fmt: skip
+        raise UserError(f"{argument('dialog_token_ids')} {' '.join(map(str, given))}: each dialog token needs an id "
+                        f"of its own, which no other token of {folder} has.")  # fmt: skip
     return ids
 
 
 def _has_prefix_space(folder: Path, vocabulary: Vocabulary, tokenization: str | None, is_fine_tuned: bool) -> bool:
     """Return whether utterances of a byte-level checkpoint start with a space."""
     if tokenization and tokenization not in LEADING_SPACES:
-        raise UserError(f"--tokenization {tokenization} is for OpenAI GPT, but {folder} holds GPT-2's kind of "
-                        "vocabulary; leave it out.")  # fmt: skip
+        raise UserError(f"{argument('tokenization')} {tokenization} is for OpenAI GPT, but {folder} holds GPT-2's "
+                        "kind of vocabulary; leave it out.")  # fmt: skip
     chosen = LEADING_SPACES[tokenization] if tokenization else None
     if not is_fine_tuned:  # whatever its file says: pre-training met words within text
         return chosen is not False
@@ -278,7 +273,7 @@ def _has_prefix_space(folder: Path, vocabulary: Vocabulary, tokenization: str | 
     if recorded is None:
         if chosen is None:
             logger.info("%s does not record whether its utterances start with a space; they get one "
-                        "(--tokenization no_prefix_space: none)", folder)  # fmt: skip
+                        f"({argument('tokenization')} no_prefix_space: none)", folder)  # fmt: skip
         return chosen is not False
     if tokenization and chosen != recorded:
         raise _contradiction(folder, "prefix_space" if recorded else "no_prefix_space", tokenization)
@@ -286,8 +281,8 @@ def _has_prefix_space(folder: Path, vocabulary: Vocabulary, tokenization: str | 
 
 
 def _contradiction(folder: Path, recorded: str, given: str) -> UserError:
-    return UserError(f"{folder} was trained with --tokenization {recorded}; leave out --tokenization {given}, or start "
-                     "from another checkpoint.")  # fmt: skip
+    return UserError(f"{folder} was trained with {argument('tokenization')} {recorded}; leave out "
+                     f"{argument('tokenization')} {given}, or start from another checkpoint.")  # fmt: skip
 
 
 def _in_words(ids: Mapping[str, int]) -> str:
@@ -322,82 +317,3 @@ def train_vocabulary(texts: Iterable[str], family: str, size: int) -> DialogToke
     merges = [tuple(pair) for pair in learned["merges"]]
     dialog_ids = {token: len(learned["vocab"]) + n for n, token in enumerate(SPECIAL_TOKENS)}
     return (Gpt2Tokenizer if family == "gpt2" else GptTokenizer)(learned["vocab"], merges, dialog_ids)
-
-
-def word_splitter(pre_tokenization: str) -> Callable[[str], list[str]]:
-    """Return the function from a text to its lower-case words that GPT's BPE starts from."""
-    if pre_tokenization not in PRE_TOKENIZATIONS:
-        raise UserError(f"--tokenization must be one of {', '.join(PRE_TOKENIZATIONS)}, not {pre_tokenization!r}.")
-    return _split_as_bert if pre_tokenization == "bert" else _split_as_pretrained
-
-
-def _split_as_bert(text: str) -> list[str]:
-    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    return [word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(join_surrogates(text)))]
-
-
-def _split_as_pretrained(text: str) -> list[str]:
-    # ftfy finds nothing to fix in printable ASCII, unless there are HTML entities.
-    is_sound = text.isascii() and text.isprintable() and "&" not in text
-    text = standardize_text(text if is_sound else _fix_text(text))
-    chunks = text.split(" ")
-    # Plain words and marks split the same wherever they stand, and the same ones come again and again.
-    if all(map(_is_plain, chunks)):
-        return [word for chunk in chunks for word in _split_chunk(chunk)]
-    return _split_by_spacy(text)
-
-
-def _fix_text(text: str) -> str:
-    from ftfy import fix_text
-
-    return fix_text(text)
-
-
-@lru_cache(maxsize=2**17)
-def _is_plain(chunk: str) -> bool:
-    return bool(_PLAIN_CHUNK.fullmatch(chunk))
-
-
-@lru_cache(maxsize=2**17)
-def _split_chunk(chunk: str) -> list[str]:
-    return _split_by_spacy(chunk)
-
-
-def _split_by_spacy(text: str) -> list[str]:
-    # spaCy takes a line break and the space after it for one token.
-    return [token.text.lower().rstrip(" ") for token in _spacy_splitter()(_OVERLONG_WORD.sub(r"\g<0> ", text))]
-
-
-@cache
-def _spacy_splitter() -> Callable[[str], Iterable[Any]]:
-    # Importing spaCy takes seconds: only when there is text to split.
-    from spacy.lang.en import English
-
-    return English().tokenizer
-
-
-def join_surrogates(text: str) -> str:
-    """Join surrogate pairs and replace lone halves by U+FFFD: JSON and terminals let them in, tokenizers does not."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-_DASHES_AND_QUOTES = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
-# spaCy's time grows with the square of a word: a thousand emoji in a row take seconds. No real word is cut.
-_OVERLONG_WORD = re.compile(r"\S{500}(?=\S)")
-# What spaCy splits alike wherever it stands: two million random texts of nothing else showed no exception. Emoticons,
-# quotes and abbreviations with inner dots are different.
-_PLAIN_CHUNK = re.compile(r"[A-Za-z0-9]+(?:'[A-Za-z]+)?\.?|[.,?!]+")
-_PUNCTUATION_RUN = re.compile(r"""([-~!";?+,()\\/*\[\]{}|_])\1*""")  # a run of one mark, not of different ones
-
-
-def standardize_text(text: str) -> str:
-    """Apply GPT's text clean-up: dash variants and ellipses in ASCII, spaces around runs of one punctuation mark."""
-    text = _PUNCTUATION_RUN.sub(r" \g<0> ", text.translate(_DASHES_AND_QUOTES))
-    text = re.sub(r"\s*\n\s*", " \n ", text)
-    return re.sub(r"[^\S\n]+", " ", text).strip()
-
-
-def join_punctuation(text: str) -> str:
-    """Undo the spaces before sentence marks and contractions: "i do n't know ." becomes "i don't know."."""
-    text = _SPLIT_CONTRACTION.sub(lambda match: match[0].replace(" ", ""), text)
-    return _SPACE_BEFORE_PUNCTUATION.sub("", text)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convai.model.config import ModelConfig
-from convai.model.cpu_kernels import Dropout, RowBlock, attend, attend_by_blocks, row_blocks
+from convai.model.cpu_kernels import Dropout, QueryBlock, attend, attend_by_blocks, query_blocks
 
 _ACTIVATIONS = {
     "gelu": nn.GELU(),
@@ -57,8 +57,8 @@ class Attention(nn.Module):
         self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, slots: Tensor, mask: "Mask", cache: KeyValueCache | None = None) -> Tensor:
-        """Return the heads' results (B * T, D) for x (P, D), whose rows stand at `slots` (P,) of the grid (B * T).
+    def forward(self, x: Tensor, grid_indices: Tensor, mask: "Mask", cache: KeyValueCache | None = None) -> Tensor:
+        """Return the heads' results (B * T, D) for x (P, D), the tokens at `grid_indices` (P,) of the grid (B * T).
 
         The mask is for K keys: T, or T and what `cache` (see Transformer) holds already.
         """
@@ -66,7 +66,7 @@ class Attention(nn.Module):
         width = x.shape[1]
         qkv = self.c_attn(x)
         if len(x) < batch * length:
-            qkv = qkv.new_zeros(batch * length, 3 * width).index_copy(0, slots, qkv)
+            qkv = qkv.new_zeros(batch * length, 3 * width).index_copy(0, grid_indices, qkv)
         qkv = qkv.view(batch, length, 3, self.n_head, width // self.n_head)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
         if cache is not None:
@@ -106,13 +106,18 @@ class Block(nn.Module):
         self.dropout = Dropout(config.resid_pdrop)
 
     def forward(
-        self, x: Tensor, slots: Tensor, mask: "Mask", rows: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        grid_indices: Tensor,
+        mask: "Mask",
+        read: Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Map x (P, D) to (P, D), or, given `rows` (R,) into P, to just those (R, D). The rest as in Attention."""
-        attended = self.attn(self.ln_1(x) if self.norm_first else x, slots, mask, cache)
-        if rows is not None:  # beyond attention every row stands alone: skip those nobody reads
-            x, slots = x.index_select(0, rows), slots.index_select(0, rows)
-        x = x + self.dropout(self.attn.c_proj(attended.index_select(0, slots)))
+        """Map x (P, D) to (P, D), or, given `read` (R,) into P, to just those (R, D). The rest as in Attention."""
+        attended = self.attn(self.ln_1(x) if self.norm_first else x, grid_indices, mask, cache)
+        if read is not None:  # beyond attention every token is by itself: skip those whose result nobody reads
+            x, grid_indices = x.index_select(0, read), grid_indices.index_select(0, read)
+        x = x + self.dropout(self.attn.c_proj(attended.index_select(0, grid_indices)))
         if self.norm_first:
             x = x + self.dropout(self.mlp(self.ln_2(x)))
         else:
@@ -136,52 +141,52 @@ class Transformer(nn.Module):
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Let torch.compile make one program of each block: they are alike, so it is compiled once for all of them."""
-        for block in self.h[:-1]:  # the last, which gets `rows`, would need another
+        for block in self.h[:-1]:  # the last, which gets `read`, would need another
             block.compile(dynamic=True, backend=backend)
 
     def forward(
         self,
         x: Tensor,
         position_ids: Tensor,
-        slots: Tensor,
+        grid_indices: Tensor,
         mask: "Mask",
-        rows: Tensor | None = None,
+        read: Tensor | None = None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Return the hidden states (P, D) of embedded tokens x (P, D), each of which sees what the mask says.
 
-        `slots` (P,) points into the flattened B * T positions of the mask. Only (R, D) come out where `rows`
+        `grid_indices` (P,) points into the flattened B * T positions of the mask. Only (R, D) come out where `read`
         (R,) into P are given. `cache` holds the keys and values of earlier positions and takes in those of these.
         """
         x = self.drop(x + self.positions_embed(position_ids))
         for block in self.h:
-            rows_of_block = rows if block is self.h[-1] else None
+            read_here = read if block is self.h[-1] else None
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, slots, mask, rows_of_block, use_reentrant=False)
+                x = checkpoint(block, x, grid_indices, mask, read_here, use_reentrant=False)
             else:
-                x = block(x, slots, mask, rows_of_block, cache)
+                x = block(x, grid_indices, mask, read_here, cache)
         return self.ln_f(x) if hasattr(self, "ln_f") else x
 
 
 class Mask(NamedTuple):
     """Who sees whom in attention."""
 
-    visible: Tensor  # (B, 1, Q, K) bool: rows are queries
-    blocks: Sequence[RowBlock] = ()  # all rows, in order: see cpu_kernels.row_blocks
+    visible: Tensor  # (B, 1, Q, K) bool: which keys a query sees
+    blocks: Sequence[QueryBlock] = ()  # all queries, in order: see cpu_kernels.query_blocks
 
 
 def tree_mask(branch_ids: Tensor, n_queries: int | None = None) -> Mask:
     """Return who sees whom for branch_ids (B, T): 0 context, k the k-th candidate, -1 padding.
 
-    The rows are the last `n_queries` positions, by default all: with a cache, those before need no computing. A row
+    The queries are the last `n_queries` positions, by default all: with a cache, those before need no computing. Each
     sees itself and what stands before it that is context or of its own branch. Padding sees padding: a row that sees
     nothing would be NaN.
     """
     length = branch_ids.shape[1]
     n_queries = length if n_queries is None else n_queries
     causal = torch.ones(length, length, dtype=torch.bool, device=branch_ids.device).tril()[length - n_queries :]
-    rows, columns = branch_ids[:, length - n_queries :, None], branch_ids[:, None, :]
-    visible = (rows == columns) | ((columns == 0) & (rows > 0))
+    queries, keys = branch_ids[:, length - n_queries :, None], branch_ids[:, None, :]
+    visible = (queries == keys) | ((keys == 0) & (queries > 0))
     # Elsewhere reading branch_ids would wait for the device.
-    blocks = row_blocks(branch_ids) if branch_ids.device.type == "cpu" and n_queries == length else ()
+    blocks = query_blocks(branch_ids) if branch_ids.device.type == "cpu" and n_queries == length else ()
     return Mask((visible & causal)[:, None], blocks)

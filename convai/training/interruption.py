@@ -16,10 +16,10 @@ EXIT_STATUS_OF_SIGNAL = 128
 class Interruption:
     """Takes note of SIGINT and SIGTERM within `watch`; outside of it they act as usual."""
 
-    def __init__(self, alone: bool = True):
-        """`alone` says that no launcher passes signals on (torchrun repeats them): then a second one ends at once."""
+    def __init__(self, has_launcher: bool = False):
+        """With a launcher, which repeats the signals that it passes on, a second one does not end the run at once."""
         self.signal_number = 0
-        self._alone = alone
+        self._has_launcher = has_launcher
         self._at_once = False
         self._process = os.getpid()
 
@@ -56,7 +56,7 @@ class Interruption:
         if os.getpid() != self._process:  # a worker that loads data; it ends with its parent
             return
         is_repeated, self.signal_number = bool(self.signal_number), number
-        if self._at_once or (is_repeated and self._alone):
+        if self._at_once or (is_repeated and not self._has_launcher):
             self.leave()
         if not is_repeated:
             logger.warning("%s: finishing this update, then writing a checkpoint ...", signal.Signals(number).name)
