@@ -13,8 +13,7 @@ import os
 import random
 import re
 import sys
-from argparse import Namespace
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from convai.data.example_world import example_dataset
@@ -23,9 +22,10 @@ from convai.data.parlai_text import persona_sentences
 from convai.data.persona_file import read_persona
 from convai.dialog.terminal import Terminal, plain_line, settled
 from convai.errors import UserError, report_user_errors
-from convai.io.pretrained import locate_finetuned, read_text
+from convai.io.files import read_text, write_text
+from convai.io.pretrained import locate_finetuned
 from convai.model.tokenization import join_punctuation
-from convai.options import chat_parser, chosen_seed, precision_of
+from convai.options import ChatOptions, chat_parser
 
 COMMANDS = {
     "help": ("", "list the commands"),
@@ -48,7 +48,10 @@ def main() -> None:
     persona = given_persona(args)
     folder = locate_finetuned(args.model, args.model_checkpoint)
     print(f"loading {folder} ...", file=sys.stderr, flush=True)
-    agent = load_agent(args, folder)
+    # This import takes seconds, so it comes after all that can be refused without it.
+    from convai.dialog.loading import load_agent
+
+    agent = load_agent(folder, args)
     personas = load_personas(args, folder, agent.tokenizer)
     agent.persona = draw_persona(personas, rng) if persona is None else persona
     terminal = Terminal()
@@ -67,7 +70,7 @@ def set_up_logging() -> None:
         logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
-def given_persona(args: Namespace) -> list[str] | None:
+def given_persona(args: ChatOptions) -> list[str] | None:
     """Return the sentences that the options ask for; None where a persona is to be drawn."""
     if args.no_personality:
         if args.personality:
@@ -78,7 +81,7 @@ def given_persona(args: Namespace) -> list[str] | None:
     only = args.personality[0] if len(args.personality) == 1 else ""
     if os.path.isfile(os.path.expanduser(only)):
         sentences = read_persona(Path(only).expanduser())
-    elif " " not in only and ("/" in only or only.endswith((".txt", ".json"))):
+    elif " " not in only and ("/" in only or os.sep in only or only.endswith((".txt", ".json"))):
         raise UserError(f"--personality: there is no file {only}; give one, or the sentences themselves.")
     else:
         sentences = persona_sentences(args.personality, "--personality")
@@ -88,31 +91,7 @@ def given_persona(args: Namespace) -> list[str] | None:
     return persona
 
 
-def load_agent(args: Namespace, folder: Path):
-    """Return the dialog agent of a checkpoint folder, set up as the options say."""
-    # These imports take seconds, so they come after all that can be refused without them.
-    from convai.dialog.agent import DialogAgent
-    from convai.dialog.decoding import DecodingSettings
-
-    try:
-        settings = DecodingSettings(**{field.name: getattr(args, field.name) for field in fields(DecodingSettings)})
-    except ValueError as error:
-        raise UserError(f"{error}; see --help.") from error
-    agent = DialogAgent.load(
-        folder,
-        device=args.device,
-        precision=precision_of(vars(args)),
-        tokenization=args.tokenization,
-        dialog_token_ids=args.dialog_token_ids,
-        max_history=args.max_history,
-        settings=settings,
-        seed=chosen_seed(vars(args)),
-    )
-    agent.tokenizer.encode("hello")  # imports spaCy, which the first reply should not have to wait for
-    return agent
-
-
-def load_personas(args: Namespace, folder: Path, tokenizer) -> list[list[str]]:
+def load_personas(args: ChatOptions, folder: Path, tokenizer) -> list[list[str]]:
     """Return personas to draw from: of the data set given, else stored with the checkpoint, else of the example set."""
     if args.dataset_path:
         from utils import get_dataset
@@ -271,10 +250,8 @@ class Chat:
         if path.exists():
             raise ValueError(f"{path} exists already; choose another name")
         lines = [*self.persona_lines(), "", *(f"{who}: {plain_line(turn)}" for who, turn in self.turns())]
-        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
-            aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            aside.replace(path)
+            write_text(path, "\n".join(lines) + "\n")
         except OSError as error:
             raise ValueError(f"{path} cannot be written: {error.strerror}") from error
         self.terminal.note(f"Saved as {path}.")

@@ -4,15 +4,15 @@ python new_model.py models/tiny --dataset_path example --n_layer 4 --n_embd 128 
 python train.py --from_scratch --model models/tiny --dataset_path example
 """
 
-import argparse
 from pathlib import Path
 
 from convai.data.formats import find_source
 from convai.errors import UserError, report_user_errors
+from convai.io.files import write_json
 from convai.io.pretrained import locate_checkpoint
 from convai.model.tokenization import load_tokenizer, train_vocabulary
-from convai.options import new_model_parser
-from convai.training.run_folder import what_would_be_lost, write_json
+from convai.options import NewModelOptions, new_model_parser
+from convai.training.run_folder import what_would_be_lost
 
 
 @report_user_errors
@@ -49,7 +49,7 @@ def utterances(dialogs: list[dict]):
         yield last["candidates"][-1]
 
 
-def model_config(args: argparse.Namespace, vocab_size: int) -> dict:
+def model_config(args: NewModelOptions, vocab_size: int) -> dict:
     """Return config.json's content for a model of the sizes asked for."""
     activation = {"afn": "gelu"} if args.family == "openai-gpt" else {"activation_function": "gelu_new"}
     return {

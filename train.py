@@ -11,14 +11,13 @@ arguments.json, metrics.jsonl with every validation, and TensorBoard's event fil
 """
 
 from convai.errors import UserError, report_user_errors
-from convai.options import training_parser
+from convai.options import TrainingOptions, training_parser
 
 if __name__ == "__main__":
     training_parser().parse_args()  # answers --help and mistyped options before the slow imports below
 
 import logging
 import math
-from argparse import Namespace
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from convai.data.store import DialogSplit
 from convai.io.pretrained import locate_checkpoint
 from convai.model.config import ModelConfig
 from convai.model.double_heads import DoubleHeadsModel, load_model
-from convai.model.tokenization import DialogTokenizer, load_tokenizer
+from convai.model.tokenization import SPECIAL_TOKENS, DialogTokenizer, load_tokenizer
 from convai.training import resume
 from convai.training.checkpoint import Checkpoints, TrainingParts, create_run_folder
 from convai.training.distributed import from_first_rank, is_first_rank, process_group
@@ -48,7 +47,9 @@ from convai.training.run_control import RunControl
 from convai.training.run_folder import check_is_free
 from convai.training.trainer import Trainer, UpdateResult, gold_columns, tree_losses
 from convai.training.updates import RunSize, TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
-from utils import get_dataset
+from utils import build_input_from_segments, get_dataset
+
+__all__ = ["SPECIAL_TOKENS", "build_input_from_segments", "get_data_loaders", "train"]  # as published
 
 logger = logging.getLogger("train")
 
@@ -61,7 +62,7 @@ def main() -> None:
         train(args, device)
 
 
-def train(args: Namespace, device: torch.device) -> None:
+def train(args: TrainingOptions, device: torch.device) -> None:
     """Fine-tune a model as the options say, or go on with a run."""
     torch.manual_seed(args.seed)
     resumed = find_resumed(args)
@@ -89,7 +90,7 @@ def train(args: Namespace, device: torch.device) -> None:
         control.run(train_loader)
 
 
-def find_resumed(args: Namespace) -> Path | None:
+def find_resumed(args: TrainingOptions) -> Path | None:
     """Return the checkpoint to go on from, the same on every rank; None for a new run."""
     if not args.resume:
         return None
@@ -97,13 +98,13 @@ def find_resumed(args: Namespace) -> Path | None:
     return None if found == "none" else Path(found)
 
 
-def check_output_folder(args: Namespace) -> None:
+def check_output_folder(args: TrainingOptions) -> None:
     """Refuse a folder that holds another run, before there is any work that would be in vain."""
     if args.output_dir and not resume.begins_again(args):
         check_is_free(Path(args.output_dir), args.set_aside)
 
 
-def prepare_data(args: Namespace, resumed: Path | None) -> tuple[Path, DialogTokenizer, dict[str, DialogSplit]]:
+def prepare_data(args: TrainingOptions, resumed: Path | None) -> tuple[Path, DialogTokenizer, dict[str, DialogSplit]]:
     """Return the folder of the checkpoint to start from, its tokenizer, and the tokenized data."""
     # One rank of each machine downloads and tokenizes; the others wait, then read. A failure there ends them all.
     with idist.one_rank_first(local=True):
@@ -113,7 +114,7 @@ def prepare_data(args: Namespace, resumed: Path | None) -> tuple[Path, DialogTok
 
 
 def prepare_model(
-    args: Namespace, source: Path, tokenizer: DialogTokenizer, device: torch.device, from_scratch: bool
+    args: TrainingOptions, source: Path, tokenizer: DialogTokenizer, device: torch.device, from_scratch: bool
 ) -> DoubleHeadsModel:
     """Load the weights, or draw new ones, with embeddings for the dialog tokens."""
     model = load_model(source, tokenizer, from_scratch=from_scratch, for_training=True, seed=args.seed)
@@ -126,7 +127,7 @@ def prepare_model(
     return model.to(device)
 
 
-def align_history(args: Namespace, config: ModelConfig, train: DialogSplit) -> None:
+def align_history(args: TrainingOptions, config: ModelConfig, train: DialogSplit) -> None:
     """Fix the position at which the history starts; the checkpoint's config keeps it for chat and evaluation."""
     half = config.n_positions // 2  # the rest is for the dialog
     config.history_start = args.history_start or config.history_start or min(longest_persona(train), half)
@@ -137,7 +138,7 @@ def align_history(args: Namespace, config: ModelConfig, train: DialogSplit) -> N
 
 
 def get_data_loaders(
-    args: Namespace, splits: dict[str, DialogSplit], tokenizer: DialogTokenizer, config: ModelConfig,
+    args: TrainingOptions, splits: dict[str, DialogSplit], tokenizer: DialogTokenizer, config: ModelConfig,
     device: torch.device,
 ) -> tuple[DataLoader, DataLoader]:  # fmt: skip
     """Return the loaders of training (an Update a step) and validation (a TreeBatch a step, every candidate)."""
@@ -165,12 +166,12 @@ def get_data_loaders(
     return train_loader, valid_loader
 
 
-def update_size(args: Namespace) -> int:
+def update_size(args: TrainingOptions) -> int:
     """Return how many examples an update of the weights is computed from."""
     return args.train_batch_size * args.gradient_accumulation_steps * idist.get_world_size()
 
 
-def count_updates(args: Namespace, train_loader: DataLoader) -> int:
+def count_updates(args: TrainingOptions, train_loader: DataLoader) -> int:
     """Return how many updates the run makes, which the learning rate's fall is stretched over."""
     n_updates = args.n_epochs * len(train_loader)
     if args.max_updates:
@@ -185,7 +186,11 @@ def count_updates(args: Namespace, train_loader: DataLoader) -> int:
 
 
 def prepare_parts(
-    args: Namespace, model: DoubleHeadsModel, tokenizer: DialogTokenizer, n_updates: int, device: torch.device | str
+    args: TrainingOptions,
+    model: DoubleHeadsModel,
+    tokenizer: DialogTokenizer,
+    n_updates: int,
+    device: torch.device | str,
 ) -> TrainingParts:
     """Cast the model as the precision asks; add AdamW and its schedule: up over `--warmup` updates, then to zero."""
 
@@ -203,7 +208,11 @@ def prepare_parts(
 
 
 def create_trainer(
-    args: Namespace, parts: TrainingParts, sampler: UpdateSampler, device: torch.device, interruption: Interruption
+    args: TrainingOptions,
+    parts: TrainingParts,
+    sampler: UpdateSampler,
+    device: torch.device,
+    interruption: Interruption,
 ) -> Engine:
     """Return the engine whose iteration is one update of the weights, and whose output is an UpdateResult."""
     trainer = Trainer(
@@ -223,7 +232,7 @@ def create_trainer(
     return Engine(make_update)
 
 
-def train_ranking_head(args: Namespace, trainer: Engine, model: DoubleHeadsModel, train: TreeDataset) -> bool:
+def train_ranking_head(args: TrainingOptions, trainer: Engine, model: DoubleHeadsModel, train: TreeDataset) -> bool:
     """Have the model's config record that its ranking head is trained, once it is; return whether it is or will be."""
     # A lone candidate has no gradient: such updates would teach the head nothing.
     if args.mc_coef > 0 and train.offers_a_choice():
@@ -293,7 +302,7 @@ def create_evaluator(parts: TrainingParts, device: torch.device, is_ranking: boo
 
 
 def prepare_run(
-    args: Namespace, splits: dict[str, DialogSplit], parts: TrainingParts, size: RunSize, resumed: Path | None,
+    args: TrainingOptions, splits: dict[str, DialogSplit], parts: TrainingParts, size: RunSize, resumed: Path | None,
     trainer: Engine,
 ) -> Path:  # fmt: skip
     """Return the folder of a new run, or of the one to go on with, whose state is put back."""

@@ -7,11 +7,17 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from convai.data.formats import find_source
+from convai.data.formats import PERSONACHAT_URL, find_source
 from convai.data.inputs import TokenNumbers, lay_out, positions
 from convai.data.store import FORMAT_VERSION, DialogSplit, TokenIds, open_or_build
+from convai.io.pretrained import RELEASED_MODEL_URL, locate_finetuned
 from convai.model.tokenization import DialogTokenizer
+from convai.training.run_folder import default_run_folder
 
+__all__ = ["HF_FINETUNED_MODEL", "PERSONACHAT_URL", "build_input_from_segments", "download_pretrained_model",
+           "get_dataset", "make_logdir"]  # fmt: skip
+
+HF_FINETUNED_MODEL = RELEASED_MODEL_URL
 IGNORED_LABEL = -100  # what cross-entropy skips
 
 
@@ -66,3 +72,13 @@ def build_input_from_segments(
     if history_start is not None:
         inputs["position_ids"] = positions(1 + sum(map(len, persona)), len(input_ids), history_start)
     return inputs
+
+
+def download_pretrained_model() -> str:
+    """Return the folder of the released fine-tuned model, downloaded once; UserError where it cannot be had."""
+    return str(locate_finetuned("openai-gpt"))
+
+
+def make_logdir(model_name: str) -> str:
+    """Return the name of a new run's folder: runs/<date>_<time>_<host>_<model>."""
+    return str(default_run_folder(model_name))

@@ -7,17 +7,14 @@ Before anything is timed both sides must have computed the same numbers. The two
 over the turns of how many times as fast ours is. Weights are random, as speed does not depend on them.
 """
 
-import argparse
 import importlib
 import json
 import logging
 import sys
 
+from bench.options import MODULE_OF, BenchOptions
 from convai.errors import report_user_errors
-from convai.options import OneLineParser, add_device_option, non_negative_int, positive_int
-
-MODULE_OF = {"train": "training", "hits": "scoring", "ppl": "scoring", "reply": "replies", "f1": "replies",
-             "data": "data", "cost": "cost"}  # fmt: skip
+from convai.options import OptionsParser, parser_of
 
 
 @report_user_errors
@@ -37,37 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(json.dumps(report | setting.describe()), flush=True)
 
 
-def parser() -> argparse.ArgumentParser:
-    own = OneLineParser(prog="python -m bench", description=__doc__.split("\n")[0])
-    own.add_argument("names", nargs="+", choices=MODULE_OF, metavar="NAME", help=", ".join(MODULE_OF))
-    own.add_argument(
-        "--tokenizer",
-        default="",
-        metavar="MODEL",
-        help="folder or hub name with vocabulary and config.json (default: a vocabulary learned from the example set, "
-        "and GPT's sizes)",
-    )
-    own.add_argument("--family", choices=["openai-gpt", "gpt2"], default="openai-gpt", help="of that default")
-    own.add_argument(
-        "--data", "--dataset_path", dest="data", default="example", help="dialogs, in any form that train.py reads"
-    )
-    own.add_argument("--examples", type=non_negative_int, default=0, help="per turn (default: some for each benchmark)")
-    own.add_argument(
-        "--reference_examples",
-        type=non_negative_int,
-        default=0,
-        help="of the slow reference per turn, except in training (default: some for each benchmark)",
-    )
-    own.add_argument("--batch_size", type=positive_int, default=4, help="training examples per forward pass")
-    own.add_argument("--repeats", type=positive_int, default=3, help="turns that each side is timed")
-    own.add_argument(
-        "--personachat_size", action="store_true", help="data: as many dialogs as PersonaChat has, made of those given"
-    )
-    own.add_argument("--dtype", choices=["fp32", "bf16", "int8"], default="fp32", help="of ours; int8: not in training")
-    own.add_argument("--small", action="store_true", help="2 layers of 32: to see that it runs")
-    own.add_argument("--seed", type=int, default=42, help="of weights and of the choice of examples")
-    add_device_option(own)
-    return own
+def parser() -> OptionsParser:
+    return parser_of(BenchOptions, prog="python -m bench")
 
 
 if __name__ == "__main__":

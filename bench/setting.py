@@ -3,7 +3,6 @@
 How fast a model is does not depend on what it has learned, so random weights will do; vocabulary and data do matter.
 """
 
-import argparse
 import json
 import platform
 import random
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from bench import reference
+from bench.options import BenchOptions
 from convai.data.formats import Dialog, find_source
 from convai.data.inputs import InputBuilder
 from convai.data.store import DialogSplit, Example, build_arrays
@@ -47,7 +47,7 @@ class Disagreement(Exception):
 class Setting:
     """One run's options and, made when first needed, its material."""
 
-    options: argparse.Namespace
+    options: BenchOptions
 
     @cached_property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ from bench.setting import DTYPES, Setting, longest_sequence
 from convai.data.inputs import CandidateTree
 from convai.data.store import Example
 from convai.model.double_heads import DoubleHeadsModel
-from convai.options import training_parser
+from convai.options import TrainingOptions
 from convai.training.trainer import Trainer, tree_losses
 from convai.training.updates import TreeDataset, collate_update
 from train import prepare_parts
@@ -63,8 +63,7 @@ def train(setting: Setting) -> list[dict[str, Any]]:
 
 def our_updates(setting: Setting, model: DoubleHeadsModel, dataset: TreeDataset, indices: list[int]) -> Callable:
     """Return a function that makes one update as train.py does, from building the trees on."""
-    args = training_parser().parse_args([])
-    args.train_batch_size, args.bf16 = setting.options.batch_size, setting.options.dtype == "bf16"
+    args = TrainingOptions(train_batch_size=setting.options.batch_size, bf16=setting.options.dtype == "bf16")
     parts = prepare_parts(args, model, dataset.inputs.tokenizer, 1000, setting.device)
     trainer = Trainer(parts, lm_coef=args.lm_coef, mc_coef=args.mc_coef, max_norm=args.max_norm, seed=args.seed,
                       device=setting.device)  # fmt: skip

@@ -24,7 +24,7 @@ echo "== 2. training from scratch, about five minutes on two cores"
 "$PYTHON" - "$model" <<'PY'
 import pathlib, sys
 
-from validations import after_an_update, best_of, read_validations, shown
+from convai.training.validations import after_an_update, best_of, read_validations, shown
 
 best = best_of(after_an_update(read_validations(pathlib.Path(sys.argv[1]))), "hits@1")
 print(f"hits@1 {shown(best['hits@1'])} of 20 candidates (chance 0.050), perplexity {best['perplexity']:.3f} per token")

@@ -1,4 +1,4 @@
-"""Write the option tables of README.md from the scripts' parsers: python scripts/option_tables.py
+"""Write the option tables of README.md and docs/*.md from the scripts' parsers: python scripts/option_tables.py
 
 A table stands between `<!-- options: train.py -->` and `<!-- end of options -->`, and so for each script.
 """
@@ -23,8 +23,8 @@ PLACE = re.compile(r"(<!-- options: (?P<script>\S+) -->\n).*?(<!-- end of option
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def with_tables(text: str) -> str:

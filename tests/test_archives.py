@@ -176,6 +176,16 @@ def test_zip_that_lies_about_its_sizes(unpack):
         unpack(lying, max_bytes=1000)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_zipfile_does_not_bound(unpack, method):
+    """Of these it unpacks all that a block of the file holds at once, up to a gigabyte."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as zipped:
+        zipped.writestr("a", bytes(1000))
+    with pytest.raises(BadArchive, match="member 'a' is a file packed by another method than deflate"):
+        unpack(buffer.getvalue())
+
+
 @pytest.mark.parametrize("pack", PACKERS.values(), ids=PACKERS)
 def test_too_many_members(unpack, pack):
     with pytest.raises(BadArchive, match="more than 3 members"):

@@ -23,6 +23,7 @@ from convai.data.store import Example
 from convai.dialog.agent import Context, DialogAgent
 from convai.dialog.decoding import DecodingSettings
 from convai.errors import UserError
+from convai.evaluation import parlai_task
 from convai.evaluation.metrics import (
     best_first,
     count_words,
@@ -33,10 +34,11 @@ from convai.evaluation.metrics import (
     split_words,
 )
 from convai.evaluation.own_evaluation import OwnEvaluation
+from convai.evaluation.parlai_task import ParlaiEvaluation, import_parlai, parlai_options
 from convai.model.double_heads import save_model
 from convai.model.tokenization import train_vocabulary
 from convai.options import evaluation_parser
-from convai_evaluation import ParlaiEvaluation, agent_class, evaluate, import_parlai, parlai_options
+from convai_evaluation import evaluate
 
 parlai = needs("parlai")
 import_parlai()
@@ -242,11 +244,11 @@ class TestDictionary:
         # Our agent's dictionary of that task is the same, and that of a lone file counts it once.
         task = parlai_options(evaluation_parser().parse_args([]), ["-t", "pair"])
         agent = DialogAgent(tiny_model(tokenizer), tokenizer)
-        assert convai_evaluation.word_perplexity(agent, task).n_entries == len(theirs)
-        found = [convai_evaluation.task_dialogs(task, "pair", kind) for kind in ("train:evalmode", "valid")]
+        assert parlai_task.word_perplexity(agent, task).n_entries == len(theirs)
+        found = [parlai_task.task_dialogs(task, "pair", kind) for kind in ("train:evalmode", "valid")]
         assert count_words(dictionary_texts(*found)) == theirs
         lone = by_parlai(files["valid"])
-        both = [convai_evaluation.task_dialogs(lone.opt, lone.name, kind) for kind in ("train:evalmode", "valid")]
+        both = [parlai_task.task_dialogs(lone.opt, lone.name, kind) for kind in ("train:evalmode", "valid")]
         assert both[0] == both[1]
         assert count_words(dictionary_texts([], both[1])) == count_words(dictionary_texts([], valid))
 
@@ -254,13 +256,13 @@ class TestDictionary:
 def observed_contexts(path: Path, batch_size: int, agent, monkeypatch) -> list[tuple[Context, str]]:
     """What the agent replied to, example by example, and the gold reply."""
     seen = []
-    batch_act = convai_evaluation._TransformerAgent.batch_act
+    batch_act = convai_evaluation.TransformerAgent.batch_act
 
     def spy(self, observations):
         seen.extend((o["dialog_context"], o["eval_labels"][0]) for o in observations if "eval_labels" in o)
         return batch_act(self, observations)
 
-    monkeypatch.setattr(convai_evaluation._TransformerAgent, "batch_act", spy)
+    monkeypatch.setattr(convai_evaluation.TransformerAgent, "batch_act", spy)
     evaluate(by_parlai(path, batch_size=batch_size), agent, ["f1"])
     monkeypatch.undo()
     return seen
@@ -284,13 +286,13 @@ def test_prompts_of_an_episode_are_the_same_at_any_batch_size(agent, dialogs_fil
     prompts = {}
     for batch_size in (1, 16):
         prompts[batch_size] = []
-        generate = convai_evaluation.DialogAgent._prompt
+        generate = DialogAgent._prompt
 
         def spy(self, context, n_reserved, found=prompts[batch_size], generate=generate):
-            found.append(generate(self, context, n_reserved)["input_ids"])
+            found.append(generate(self, context, n_reserved).input_ids)
             return generate(self, context, n_reserved)
 
-        monkeypatch.setattr(convai_evaluation.DialogAgent, "_prompt", spy)
+        monkeypatch.setattr(DialogAgent, "_prompt", spy)
         evaluate(by_parlai(dialogs_file, batch_size=batch_size), agent, ["f1"])
         monkeypatch.undo()
     assert len(prompts[1]) == 21
@@ -300,7 +302,7 @@ def test_prompts_of_an_episode_are_the_same_at_any_batch_size(agent, dialogs_fil
 def new_agent(agent: DialogAgent, eval_type=("hits@1",)):
     """A TransformerAgent that nothing has been said to."""
     opt = {"eval_type": list(eval_type), "seed": None}
-    return agent_class()(opt, {"dialog_agent": agent, "words": None})
+    return convai_evaluation.TransformerAgent(opt, {"dialog_agent": agent, "words": None})
 
 
 class TestAgent:
@@ -344,7 +346,7 @@ class TestAgent:
     def test_next_word_probability_as_published(self, agent, dialogs_file):
         evaluation = by_parlai(dialogs_file)
         evaluation.start("ppl", agent)
-        talker = agent_class()(evaluation.opt, {"dialog_agent": agent, "words": evaluation.words})
+        talker = convai_evaluation.TransformerAgent(evaluation.opt, {"dialog_agent": agent, "words": evaluation.words})
         talker.observe(self.message(TEXTS[0], eval_labels=(TEXTS[1],)))
         said = split_words(TEXTS[1])
         for i, word in enumerate(evaluation.words.score(agent, [(Context([], [TEXTS[0]]), TEXTS[1])])[0].words):
@@ -441,15 +443,17 @@ class TestCommands:
     def test_an_error_while_it_answers_too_but_only_in_parlai_s_commands(self, agent, monkeypatch, capsys):
         from parlai.core.message import Message
 
+        from convai.evaluation import parlai_agent
+
         def refuse(*_):
             raise UserError("this model cannot rank.")
 
         options = vars(evaluation_parser().parse_args(["--eval_type", "hits@1"]))
         shared = {"dialog_agent": agent, "words": None}
         monkeypatch.setattr(agent, "rank_batch", refuse)
-        monkeypatch.setattr(convai_evaluation, "load_agent", lambda opt: agent)
-        ours, theirs = agent_class()(options, shared), agent_class()(options)
-        for one in (ours, theirs, agent_class()(options, theirs.share())):
+        monkeypatch.setattr(parlai_agent, "load", lambda opt: agent)
+        ours, theirs = convai_evaluation.TransformerAgent(options, shared), convai_evaluation.TransformerAgent(options)
+        for one in (ours, theirs, convai_evaluation.TransformerAgent(options, theirs.share())):
             one.observe(Message({"text": "hi", "label_candidates": ["a", "b"], "episode_done": True}))
             with pytest.raises(UserError if one is ours else SystemExit):
                 one.act()

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
@@ -47,7 +46,7 @@ from convai.evaluation.own_evaluation import OwnEvaluation
 from convai.evaluation.report import print_final_line, print_table, run
 from convai.model.double_heads import save_model
 from convai.model.tokenization import load_tokenizer, train_vocabulary
-from convai.options import training_parser
+from convai.options import EvaluationOptions, training_parser
 from convai.training.updates import TreeDataset, length_sorted_batches
 from convai_evaluation import evaluate
 from train import create_evaluator, prepare_parts
@@ -287,9 +286,8 @@ def slow_word_scores(model, persona, history, gold_words, tokenizer, dictionary)
         yield math.log(first / whole), math.log(exact / whole)
 
 
-def options(dataset_path, **changes) -> Namespace:
-    defaults = {"dataset_path": str(dataset_path), "batch_size": 16, "max_history": 2, "seed": None}
-    return Namespace(**defaults | changes)
+def options(dataset_path, **changes) -> EvaluationOptions:
+    return EvaluationOptions(dataset_path=str(dataset_path), max_history=2, **changes)
 
 
 @pytest.fixture

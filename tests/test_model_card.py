@@ -2,14 +2,18 @@
 
 import json
 import logging
+import math
+import subprocess
+import sys
 
 import pytest
-from conftest import tiny_config
+import yaml
+from conftest import ROOT, tiny_config
 from huggingface_hub import ModelCard
 
 from convai.options import training_parser
 from convai.training import model_card
-from convai.training.model_card import MARK, write_model_card
+from convai.training.model_card import MARK, front_matter, write_model_card
 from convai.training.validations import ValidationHistory
 
 
@@ -104,3 +108,31 @@ def test_byte_order_marks_of_the_run_s_files_are_dropped(run):
     assert card_of(run).text == plain
     history = ValidationHistory("hits@1", run, update=30)
     assert [record["updates"] for record in history.records] == [0, 10, 20, 30]
+
+
+def test_the_metadata_as_the_hub_finds_them(run):
+    text = front_matter(run.name, {"model_type": "gpt2"}, {"dataset_path": "example", "model_checkpoint": "gpt2"}, {
+        "hits@1": None, "perplexity": 20.49996})  # fmt: skip
+    assert text.startswith("---\n") and text.endswith("\n---")
+    dataset = {"name": "embedded example set", "type": "embedded-example-set"}
+    result = {"task": {"type": "text-generation"}, "dataset": dataset}
+    assert yaml.safe_load(text.removeprefix("---").removesuffix("---")) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["conversational", "persona", "transfertransfo", "gpt2"],
+        "base_model": "openai-community/gpt2",
+        "language": ["en"],
+        "model-index": [{"name": run.name, "results": [result | {"metrics": [{"type": "perplexity", "value": 20.5}]}]}],
+    }
+
+
+def test_a_perplexity_that_is_no_number(run):
+    """JSON's NaN, which the header was once written with, is a word in YAML."""
+    (run / "metrics.jsonl").write_text('{"updates": 1, "epoch": 1, "hits@1": 0.5, "perplexity": NaN}\n')
+    values = [result.metric_value for result in card_of(run).data.eval_results]
+    assert values[0] == 0.5 and math.isnan(values[1])
+
+
+def test_the_hub_s_library_is_imported_only_for_a_card():
+    check = "import sys, convai.training.model_card; print('huggingface_hub' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", check], cwd=ROOT, text=True).strip() == "False"

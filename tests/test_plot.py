@@ -1,6 +1,7 @@
 """The plot is drawn from what the benchmarks print, and nothing else is taken for that."""
 
 import json
+import re
 
 import pytest
 from conftest import ROOT
@@ -42,9 +43,16 @@ def test_the_table_has_a_row_for_each_benchmark_and_precision():
     ]
 
 
-def test_the_readme_shows_the_stored_results():
+def test_the_page_on_performance_shows_the_stored_results():
     results = sorted((ROOT / "bench" / "results").glob("*.jsonl"))
-    assert plot.table(plot.read_reports(results)) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert plot.table(plot.read_reports(results)) in (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_names_ratios_of_the_stored_results():
+    reports = plot.in_order(plot.read_reports(sorted((ROOT / "bench" / "results").glob("*.jsonl"))))
+    ratios = {report["name"]: f"{report['ratio']:.1f}" for report in reports if report["dtype"] == "fp32"}
+    sentence = re.search(r"Against plain implementations.*?\n\n", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[0]
+    assert re.findall(r"\d+\.\d", sentence) == [ratios[name] for name in ("train", "hits", "reply")]
 
 
 def test_a_plot_of_one_benchmark_alone(tmp_path):

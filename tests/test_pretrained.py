@@ -10,7 +10,8 @@ from http_server import FileServer
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from convai.errors import UserError
-from convai.io.pretrained import locate_checkpoint, read_config, read_json_object
+from convai.io.files import read_json_object
+from convai.io.pretrained import locate_checkpoint, read_config
 from convai.model.tokenization import load_tokenizer
 
 
@@ -149,7 +150,11 @@ def test_an_archive_is_fetched_once_and_unpacked(tokenizer, tmp_path, monkeypatc
     with FileServer() as server:
         server.files["/model.tar.gz"] = packed.getvalue()
         url = server.url("/model.tar.gz")
-        assert load_tokenizer(url).fingerprint == load_tokenizer(url).fingerprint == tokenizer.fingerprint
+        assert (
+            load_tokenizer(locate_checkpoint(url)).fingerprint
+            == load_tokenizer(locate_checkpoint(url)).fingerprint
+            == tokenizer.fingerprint
+        )
         assert len(server.requests) == 1
         missing = server.url("/missing.tar.gz")
         message = error_of(missing)

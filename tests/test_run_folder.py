@@ -18,7 +18,7 @@ from test_resume import metrics_of, run_train, updates_of
 import new_model
 import train
 from convai.errors import UserError
-from convai.training import checkpoint
+from convai.training import checkpoint, run_folder
 from convai.training.run_folder import checkpoint_folder, free_name, list_checkpoints
 
 folder = test_resume.folder
@@ -133,7 +133,7 @@ def test_two_runs_of_the_same_second_have_a_folder_each(folder, monkeypatch):
         def now(cls):
             return cls(2026, 4, 17, 13, 31, 38)
 
-    monkeypatch.setattr(checkpoint, "datetime", Stopped)
+    monkeypatch.setattr(run_folder, "datetime", Stopped)
     for _ in range(3):
         run_train("--max_updates", 1)
     first, *others = sorted(Path("runs").iterdir())

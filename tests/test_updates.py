@@ -12,7 +12,7 @@ from ignite.engine import Engine
 from convai.data.batches import collate_trees
 from convai.data.inputs import InputBuilder
 from convai.data.store import SPLITS, DialogSplit, build_arrays
-from convai.options import training_parser
+from convai.options import TrainingOptions, training_parser
 from convai.training.trainer import Trainer, UpdateResult
 from convai.training.updates import TreeDataset, UpdateSampler, collate_update, length_sorted_batches
 from train import create_evaluator, prepare_parts
@@ -99,8 +99,7 @@ def test_splitting_an_update_otherwise_makes_the_same_update(tokenizer, dataset)
 
 def test_gradients_are_clipped_once_over_the_whole_update(tokenizer, dataset):
     model = tiny_model(tokenizer)
-    args = training_parser().parse_args(["--max_norm", "0.5"])
-    args.lr, seen = 0.0, []
+    args, seen = TrainingOptions(max_norm=0.5, lr=0.0), []
     parts = prepare_parts(args, model, tokenizer, 1, "cpu")
     parts.optimizer.register_step_pre_hook(
         lambda *_: seen.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())

@@ -6,7 +6,7 @@ from pathlib import Path
 from convai.data.parlai_text import persona_sentences
 from convai.data.schema import KeyCheck, kind_of
 from convai.errors import UserError
-from convai.io.pretrained import read_text
+from convai.io.files import read_text
 
 _PERSONA_KEYS = frozenset({"personality"})
 _ADVICE = 'a persona in JSON is a list of sentences, or one dialog with the key "personality"'

@@ -28,11 +28,15 @@ from tqdm import tqdm
 from convai.data.formats import DATA_SEED, SPLITS, Dialog
 from convai.data.lost_text import LostText
 from convai.data.same_reply import normalize_answer
+from convai.io.files import atomic_write
 from convai.model.tokenization import DialogTokenizer
 
 FORMAT_VERSION = 2
 _SPLIT_ARRAYS = ("persona", "persona_ends", "turns", "dialog", "history_start", "history_end", "candidates",
                  "candidate_ends")  # fmt: skip
+
+# Data without candidates get so many drawn ones in validation: as many as PersonaChat offers beside the gold.
+N_VALIDATION_DISTRACTORS = 19
 
 TokenIds = list[int]
 
@@ -248,15 +252,8 @@ def write_store(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     content = save(arrays, metadata={"format_version": str(FORMAT_VERSION), "checksum": _checksum(arrays)})
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with atomic_write(path, durable=True) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_store(path: Path) -> dict[str, np.ndarray]:

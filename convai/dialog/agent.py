@@ -7,7 +7,8 @@ It prints nothing and reads no options. Contexts are cut and built as in trainin
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -76,7 +77,7 @@ class DialogAgent:
         self._ids_of_reply: dict[str, TokenIds] = {}
         # An evaluation meets every turn of a dialog again and again, and many candidates too.
         self._encode_text = lru_cache(maxsize=100_000)(tokenizer.encode)
-        torch.manual_seed(seed)
+        self._random_states = self._seeded_states(seed)
 
     @classmethod
     def load(
@@ -223,7 +224,35 @@ class DialogAgent:
         max_length = min(self.settings.max_length, self._n_positions // 2)
         settings = replace(self.settings, max_length=max_length, min_length=min(self.settings.min_length, max_length))
         prompts = [self._prompt(context, max_length) for context in contexts]
-        return generate_replies(self.model, self.tokenizer, prompts, settings, on_token, should_stop, seed)
+        with self._own_random_numbers():
+            return generate_replies(self.model, self.tokenizer, prompts, settings, on_token, should_stop, seed)
+
+    @contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """Within this block torch draws this agent's random numbers; those of others are left as they were."""
+        with torch.random.fork_rng(devices=self._gpus):
+            self._set_random_states(self._random_states)
+            try:
+                yield
+            finally:
+                self._random_states = self._get_random_states()
+
+    def _seeded_states(self, seed: int) -> list[Tensor]:
+        with torch.random.fork_rng(devices=self._gpus):
+            torch.manual_seed(seed)
+            return self._get_random_states()
+
+    def _get_random_states(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._gpus)]
+
+    def _set_random_states(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self._gpus, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    @property
+    def _gpus(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
 
     def _prompt(self, context: Context, n_reserved: int) -> Prompt:
         """Build the open input of a context, cut so that a reply of `n_reserved` tokens still has positions."""

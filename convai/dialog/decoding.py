@@ -6,7 +6,7 @@ ours is the choice of what may be said: a special token ends a reply, and none c
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,67 +29,30 @@ from convai.data.inputs import Prompt
 from convai.model.double_heads import DoubleHeadsModel
 from convai.model.tokenization import UNKNOWN_TOKEN, DialogTokenizer
 from convai.model.transformer import tree_mask
-
-RANGES = {
-    "max_length": (1, 10_000),
-    "min_length": (0, 10_000),
-    "temperature": (0.01, 100),  # far below, logits overflow; no_sample is the limit
-    "top_k": (0, 1_000_000),
-    "top_p": (0, 1),
-    "num_beams": (1, 100),
-    "no_repeat_ngram_size": (0, 10_000),
-    "length_penalty": (0, 10),
-}
+from convai.options import DecodingSettings
 
 
-@dataclass(frozen=True)
-class DecodingSettings:
-    """How replies are chosen; names and defaults as published, beams beside them."""
-
-    no_sample: bool = False  # greedy instead of sampling
-    max_length: int = 20  # tokens
-    min_length: int = 1  # tokens before the reply may end
-    temperature: float = 0.7
-    top_k: int = 0  # sample among the k likeliest; 0: no limit
-    top_p: float = 0.9  # sample among the likeliest that make up this probability (Holtzman et al., 2019); 0: no limit
-    num_beams: int = 1  # beam search where above 1
-    no_repeat_ngram_size: int = 0  # no n-gram of this length twice in a reply; 0: no limit
-    length_penalty: float = 1.0  # beams are compared by log-probability / length ** this
-
-    def __post_init__(self):
-        """Raise ValueError for a setting out of its range."""
-        for name, (lowest, highest) in RANGES.items():
-            if not lowest <= getattr(self, name) <= highest:
-                raise ValueError(f"{name} must be from {lowest} to {highest}, not {getattr(self, name)}")
-        if self.min_length > self.max_length:
-            raise ValueError(f"min_length {self.min_length} is above max_length {self.max_length}")
-
-    @property
-    def samples(self) -> bool:
-        """Whether chance decides: neither greedy nor beams."""
-        return not self.no_sample and self.num_beams == 1
-
-    def generation_config(self, tokenizer: DialogTokenizer, vocab_size: int = 0) -> GenerationConfig:
-        """Translate into transformers' terms, for a model of `vocab_size` output rows."""
-        options = {
-            "max_new_tokens": self.max_length,
-            "min_new_tokens": self.min_length,
-            "num_beams": self.num_beams,
-            "do_sample": self.samples,
-            # Any special token ends a reply, as published: after it the turn would be another's.
-            "eos_token_id": list(tokenizer.special_ids.values()),
-            "pad_token_id": tokenizer.pad_id,
-        }
-        # What stands for text without a token would show as "<unk>"; rows without one only pad the matrix.
-        unsayable = [tokenizer.vocab[UNKNOWN_TOKEN]] if UNKNOWN_TOKEN in tokenizer.vocab else []
-        if unsayable := [*unsayable, *range(len(tokenizer), vocab_size)]:
-            options["suppress_tokens"] = unsayable
-        if self.num_beams > 1:
-            # "never": search on while any beam could still beat the best; other rules stop at a guess.
-            options |= {"length_penalty": self.length_penalty, "early_stopping": "never"}
-        if self.samples:
-            options |= {"temperature": float(self.temperature), "top_k": self.top_k, "top_p": self.top_p or 1.0}
-        return GenerationConfig(**options)
+def generation_config(settings: DecodingSettings, tokenizer: DialogTokenizer, vocab_size: int = 0) -> GenerationConfig:
+    """Translate settings into transformers' terms, for a model of `vocab_size` output rows."""
+    options = {
+        "max_new_tokens": settings.max_length,
+        "min_new_tokens": settings.min_length,
+        "num_beams": settings.num_beams,
+        "do_sample": settings.samples,
+        # Any special token ends a reply, as published: after it the turn would be another's.
+        "eos_token_id": list(tokenizer.special_ids.values()),
+        "pad_token_id": tokenizer.pad_id,
+    }
+    # What stands for text without a token would show as "<unk>"; rows without one only pad the matrix.
+    unsayable = [tokenizer.vocab[UNKNOWN_TOKEN]] if UNKNOWN_TOKEN in tokenizer.vocab else []
+    if unsayable := [*unsayable, *range(len(tokenizer), vocab_size)]:
+        options["suppress_tokens"] = unsayable
+    if settings.num_beams > 1:
+        # "never": search on while any beam could still beat the best; other rules stop at a guess.
+        options |= {"length_penalty": settings.length_penalty, "early_stopping": "never"}
+    if settings.samples:
+        options |= {"temperature": float(settings.temperature), "top_k": settings.top_k, "top_p": settings.top_p or 1.0}
+    return GenerationConfig(**options)
 
 
 def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tensor:
@@ -244,7 +207,7 @@ def generate_replies(
         token_type_ids=padded("token_type_ids"),  # generation continues the last one, <speaker1>
         position_ids=positions.clamp(min=0),
         attention_mask=(positions >= 0).long(),
-        generation_config=settings.generation_config(tokenizer, model.config.vocab_size),
+        generation_config=generation_config(settings, tokenizer, model.config.vocab_size),
         logits_processor=LogitsProcessorList(processors),
         streamer=_TokenStream(on_token) if on_token else None,
         stopping_criteria=StoppingCriteriaList([_StopWhen(should_stop)] if should_stop else []),

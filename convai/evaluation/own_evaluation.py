@@ -2,7 +2,6 @@
 
 import logging
 import random
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from convai.data.formats import Dialog, load_for_evaluation
 from convai.data.lost_text import LostText
 from convai.data.same_reply import without_twins
-from convai.data.store import DialogSplit, build_arrays
+from convai.data.store import N_VALIDATION_DISTRACTORS, DialogSplit, build_arrays
 from convai.dialog.agent import Context, DialogAgent
 from convai.errors import NoFigure
 from convai.evaluation.metrics import (
@@ -24,14 +23,13 @@ from convai.evaluation.metrics import (
     hit_summands,
     perplexity_summands,
 )
-from convai.options import chosen_seed
-from convai.training.updates import N_VALIDATION_DISTRACTORS
+from convai.options import EvaluationOptions
 
 logger = logging.getLogger(__name__)
 
 
-class Example(NamedTuple):
-    """One reply to evaluate, as text."""
+class GoldReply(NamedTuple):
+    """One reply to evaluate, as text: what it answers to, and the candidates that it is the last of."""
 
     context: Context
     candidates: Sequence[str]
@@ -49,11 +47,11 @@ class Example(NamedTuple):
 class OwnEvaluation:
     """The metrics by our own implementation, on data of any form that training reads."""
 
-    def __init__(self, args: Namespace):
+    def __init__(self, args: EvaluationOptions):
         self.name = args.dataset_path
         self.batch_size = args.batch_size
         self.max_history = args.max_history
-        self.seed = chosen_seed(vars(args))
+        self.seed = args.sampling_seed
         self.train, self.valid = load_for_evaluation(args.dataset_path)
         self.has_told_losses = False
         logger.info("%s: %d dialogs to evaluate on", self.name, len(self.valid))
@@ -66,7 +64,7 @@ class OwnEvaluation:
         self.agent = agent
         self._tell_losses()
         examples = [
-            Example(Context(dialog["personality"], utterance["history"]), utterance["candidates"])
+            GoldReply(Context(dialog["personality"], utterance["history"]), utterance["candidates"])
             for dialog in self.valid
             for utterance in dialog["utterances"]
         ]
@@ -77,7 +75,7 @@ class OwnEvaluation:
             logger.info("dictionary: %d entries", self.words.n_entries)
         return len(examples), self._steps(eval_type, examples)
 
-    def _steps(self, eval_type: str, examples: Sequence[Example]) -> Iterator[dict[str, float]]:
+    def _steps(self, eval_type: str, examples: Sequence[GoldReply]) -> Iterator[dict[str, float]]:
         score = {"hits@1": self._hits, "ppl": self._perplexities, "f1": self._f1}[eval_type]
         totals: Counter = Counter()
         for batch in shuffled_batches(examples, self.batch_size):
@@ -85,19 +83,19 @@ class OwnEvaluation:
                 totals.update(summands)
             yield figures(totals)
 
-    def _hits(self, batch: Sequence[Example]) -> list[dict[str, float]]:
+    def _hits(self, batch: Sequence[GoldReply]) -> list[dict[str, float]]:
         scores = self.agent.rank_batch([(example.context, example.candidates) for example in batch])
         return [hit_summands(gold_rank(e.candidates, row, e.gold)) for e, row in zip(batch, scores, strict=True)]
 
-    def _perplexities(self, batch: Sequence[Example]) -> list[dict[str, float]]:
+    def _perplexities(self, batch: Sequence[GoldReply]) -> list[dict[str, float]]:
         scores = self.words.score(self.agent, [(example.context, example.gold) for example in batch])
         return list(map(perplexity_summands, scores))
 
-    def _f1(self, batch: Sequence[Example]) -> list[dict[str, float]]:
+    def _f1(self, batch: Sequence[GoldReply]) -> list[dict[str, float]]:
         replies = self.agent.reply_batch([example.context for example in batch], self.seed)
         return [f1_summands(reply, example.gold) for reply, example in zip(replies, batch, strict=True)]
 
-    def _with_distractors(self, examples: Sequence[Example]) -> list[Example]:
+    def _with_distractors(self, examples: Sequence[GoldReply]) -> list[GoldReply]:
         """Give each example the candidates that training's validation ranks.
 
         Those that are the gold reply once more are left out; where it alone is left, distractors are drawn.
@@ -135,7 +133,7 @@ def _texts(dialogs: Sequence[Dialog]) -> Iterator[str]:
             yield from (*utterance["history"], utterance["candidates"][-1])
 
 
-def shuffled_batches(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
+def shuffled_batches(examples: Sequence[GoldReply], batch_size: int) -> list[list[GoldReply]]:
     """Return batches of examples of similar length, in an order that makes those done at any time a fair sample."""
     by_length = sorted(examples, key=lambda example: example.n_characters)
     batches = [by_length[start : start + batch_size] for start in range(0, len(examples), batch_size)]

@@ -1,9 +1,9 @@
 """What an evaluation shows while it goes, prints and writes: our figures beside the published ones."""
 
+import errno
 import json
 import math
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from convai.errors import UserError
+from convai.io.files import write_text
+from convai.options import EvaluationOptions
 
 FIGURES = {
     "hits@1": ["hits@1", "hits@5", "hits@10"],
@@ -25,6 +27,8 @@ PUBLISHED = {  # hits@1 in per cent, word perplexity, F1 in per cent
     "competition entry, validation": ("82.1", "17.51", "19.09"),
     "best found anywhere": ("90.3", "-", "21.99"),
 }
+# A file whose folder cannot be written, or that is mounted by itself, can only be written in its place.
+CANNOT_BE_REPLACED = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EROFS)
 
 
 class Result(NamedTuple):
@@ -100,7 +104,7 @@ def check_output(path: str) -> None:
         raise UserError(f"--output {path} cannot be written ({error.strerror}); choose another file.") from error
 
 
-def write_json(args: Namespace, results: Mapping[str, Result], data: str) -> None:
+def write_results(args: EvaluationOptions, results: Mapping[str, Result], data: str) -> None:
     """Write options, figures and the published figures to `--output`."""
     content = {
         "data": data,
@@ -116,4 +120,10 @@ def write_json(args: Namespace, results: Mapping[str, Result], data: str) -> Non
             label: dict(zip(("hits@1 %", "word ppl", "F1 %"), cells, strict=True)) for label, cells in PUBLISHED.items()
         },
     }
-    Path(args.output).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path, text = Path(args.output), json.dumps(content, indent=2) + "\n"
+    try:
+        write_text(path.resolve() if path.is_file() else path, text)  # where it is a link, it stays one
+    except OSError as error:
+        if error.errno not in CANNOT_BE_REPLACED:
+            raise
+        path.write_text(text, encoding="utf-8")

@@ -85,6 +85,8 @@ def _members(archive: Path, max_tar_bytes: int) -> Iterator[Member]:
                     mode = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was written without Unix modes
                     plain = "folder" if info.is_dir() else "file"
                     kind = {0: plain, stat.S_IFREG: plain, stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}.get(mode)
+                    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                        kind = "file packed by another method than deflate"  # zipfile unpacks these without a bound
                     yield info.filename, kind, functools.partial(zipped.open, info)
             return
         stream = _TarBytes(gzip.GzipFile(fileobj=file) if magic == b"\x1f\x8b" else file, max_tar_bytes)

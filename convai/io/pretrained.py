@@ -1,11 +1,11 @@
 """Where a checkpoint's files are: a local folder, the URL of an archive, or a name on the Hugging Face hub."""
 
-import json
 import os
 from pathlib import Path
 
 from convai.errors import UserError
 from convai.io.download import fetch_archive, is_url
+from convai.io.files import read_json_object
 
 SHORT_NAMES = {
     "openai-gpt": "openai-community/openai-gpt",
@@ -65,25 +65,6 @@ def read_config(folder: Path) -> dict:
         raise UserError(f"{folder} has no config.json: is it a checkpoint folder? It needs config.json, vocab.json, "
                         "merges.txt and model.safetensors.")  # fmt: skip
     return read_json_object(path)
-
-
-def read_json_object(path: Path) -> dict:
-    """Return the JSON object in `path`; UserError naming line and column where it is malformed."""
-    try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a JSON {type(value).__name__}; an object is needed.")
-    return value
-
-
-def read_text(path: Path) -> str:
-    """Return the text in `path`; UserError where it cannot be read or is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
 
 
 def _download_from_hub(name: str, option: str) -> Path:

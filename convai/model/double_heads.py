@@ -8,13 +8,11 @@ Shapes: B examples, T positions of the longest tree, P tokens of all trees (no p
 D width, V vocabulary, N rows with a target token.
 """
 
-import json
 import logging
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convai.errors import UserError
+from convai.io.files import atomic_write, write_json
 from convai.io.pretrained import read_config
 from convai.model.config import ModelConfig
+from convai.model.cpu_kernels import Dropout, embed_tokens
 from convai.model.tokenization import DialogTokenizer
-from convai.model.transformer import Dropout, KeyValueCache, Mask, Transformer, embed_tokens, tree_mask
+from convai.model.transformer import KeyValueCache, Mask, Transformer, tree_mask
 from convai.model.vocabulary import SPECIAL_TOKENS
 from convai.model.weights import (
     EMBEDDING,
@@ -232,19 +232,12 @@ def save_model(model: DoubleHeadsModel, folder: Path, weights: dict[str, Tensor]
     names = {ours: theirs for theirs, ours in EMBEDDING_NAMES[model.config.family].items()}
     weights = rename(model.state_dict() if weights is None else weights, names)
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
-    aside = folder / "model.safetensors.tmp"
-    save_file(weights, aside, metadata={"format": "pt"})
-    os.replace(aside, folder / "model.safetensors")
-    _write_json(folder / "config.json", model.config.to_dict())
+    with atomic_write(folder / "model.safetensors") as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+    write_json(folder / "config.json", model.config.to_dict(), ensure_ascii=True)
     # What ends a text, for transformers' own generation.
     ids = {key: model.config.extra[key] for key in TOKEN_ID_KEYS if key in model.config.extra}
-    _write_json(folder / "generation_config.json", ids)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_json(folder / "generation_config.json", ids)
 
 
 def _load_weights(model: DoubleHeadsModel, weights: dict[str, Tensor], folder: Path) -> None:

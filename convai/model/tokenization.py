@@ -20,7 +20,7 @@ from typing import Any, overload
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from convai.errors import UserError
-from convai.io.pretrained import locate_checkpoint
+from convai.io.files import write_json, write_text
 from convai.model.vocabulary import SPECIAL_TOKENS, Vocabulary, read_vocabulary
 
 UNKNOWN_TOKEN = "<unk>"
@@ -122,12 +122,16 @@ class DialogTokenizer(ABC):
         roles["additional_special_tokens"] = ["<speaker1>", "<speaker2>"]
         if UNKNOWN_TOKEN in self.vocab:
             roles["unk_token"] = UNKNOWN_TOKEN
-        _write_json(folder / "vocab.json", self.vocab)
         lines = ["#version: 0.2", *(" ".join(pair) for pair in self.merges)]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _write_json(folder / "added_tokens.json", {t: i for t, i in self.special_ids.items() if t not in self.vocab})
-        _write_json(folder / "special_tokens_map.json", roles)
-        _write_json(folder / "tokenizer_config.json", roles | self._description())
+        write_text(folder / "merges.txt", "\n".join(lines) + "\n")
+        contents = {
+            "vocab.json": self.vocab,
+            "added_tokens.json": {t: i for t, i in self.special_ids.items() if t not in self.vocab},
+            "special_tokens_map.json": roles,
+            "tokenizer_config.json": roles | self._description(),
+        }
+        for name, content in contents.items():
+            write_json(folder / name, content, indent=None)
 
 
 class GptTokenizer(DialogTokenizer):
@@ -222,16 +226,16 @@ class Gpt2Tokenizer(DialogTokenizer):
 
 
 def load_tokenizer(
-    path_or_name: str | Path, tokenization: str | None = None, dialog_token_ids: Sequence[int] | None = None
+    folder: str | Path, tokenization: str | None = None, dialog_token_ids: Sequence[int] | None = None
 ) -> DialogTokenizer:
-    """Load the vocabulary of a checkpoint (see `locate_checkpoint`); dialog tokens that it lacks become `new_tokens`.
+    """Load the vocabulary in a checkpoint folder; dialog tokens that it lacks become `new_tokens`.
 
     `tokenization` decides where a checkpoint does not record how it was trained: "spacy" or "bert" for GPT (None:
     spacy), "prefix_space" or "no_prefix_space" for GPT-2 (None: with the space). `dialog_token_ids` are those of
     SPECIAL_TOKENS, for a fine-tuned checkpoint that does not record them. Raises UserError for a folder without a
     usable vocabulary, or where an argument contradicts the record.
     """
-    folder = locate_checkpoint(path_or_name)
+    folder = Path(folder)
     vocabulary = read_vocabulary(folder)
     special_ids = _dialog_ids(folder, vocabulary, dialog_token_ids)
     if vocabulary.is_byte_level:
@@ -397,7 +401,3 @@ def join_punctuation(text: str) -> str:
     """Undo the spaces before sentence marks and contractions: "i do n't know ." becomes "i don't know."."""
     text = _SPLIT_CONTRACTION.sub(lambda match: match[0].replace(" ", ""), text)
     return _SPACE_BEFORE_PUNCTUATION.sub("", text)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=None) + "\n", encoding="utf-8")

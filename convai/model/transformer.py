@@ -6,9 +6,8 @@ attention needs, and all else is computed for tokens only. Names of modules are 
 Shapes: B sequences, T positions of the longest, P tokens of all, D width, V vocabulary, K positions that can be seen.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convai.model.config import ModelConfig
+from convai.model.cpu_kernels import Dropout, RowBlock, attend, attend_by_blocks, row_blocks
 
-ROWS_OF_BLOCK = 64  # of candidates, in attention on CPUs
 _ACTIVATIONS = {
     "gelu": nn.GELU(),
     "gelu_new": nn.GELU(approximate="tanh"),
@@ -47,47 +46,6 @@ class Conv1D(nn.Module):
         return F.linear(x, self.weight.t(), self.bias)
 
 
-class Dropout(nn.Dropout):
-    """Dropout whose random bits cost less on CPUs: 16 of them for each element, out of torch's own generator."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p in (0, 1) or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(x)
-        n_dropped = round(self.p * 2**16)  # of 2 ** 16 equally likely values: 0.1 becomes 0.10001
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        is_kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= n_dropped - 2**15
-        return x * is_kept * (2**16 / (2**16 - n_dropped))
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: Dropout) -> Tensor:
-    """Return scaled-dot-product attention (B, heads, T, D / heads) under mask (B, 1, T, K), True for what is seen."""
-    if not dropout.training or dropout.p == 0 or query.device.type != "cpu" or torch.compiler.is_compiling():
-        p = dropout.p if dropout.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=p)
-    # With dropout torch computes it like this on CPUs, too, but with the slower random bits.
-    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-    weights: Tensor = dropout(scores.masked_fill(~mask, -math.inf).softmax(-1))
-    return weights @ value
-
-
-def attend_by_blocks(query: Tensor, key: Tensor, value: Tensor, mask: "Mask", dropout: Dropout) -> Tensor:
-    """Return what `attend` does, computed in the mask's blocks of rows where it has some."""
-    if not mask.blocks:
-        return attend(query, key, value, mask.visible, dropout)
-    n_shared = mask.blocks[0].end
-    parts = []
-    for start, first_key, end in mask.blocks:
-
-        def seen(x: Tensor, dim: int, first_key: int = first_key, end: int = end) -> Tensor:
-            own = x.narrow(dim, first_key, end - first_key)
-            return torch.cat([x.narrow(dim, 0, n_shared), own], dim) if first_key else own
-
-        rows = slice(start, end)
-        visible = seen(mask.visible[:, :, rows], 3)
-        parts.append(attend(query[:, :, rows], seen(key, 2), seen(value, 2), visible, dropout))
-    return torch.cat(parts, dim=2)
-
-
 class Attention(nn.Module):
     """Multi-head scaled-dot-product attention; `forward` stops before the output projection (see Block)."""
 
@@ -113,7 +71,10 @@ class Attention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, D / heads)
         if cache is not None:
             key, value = cache.update(key, value, self.layer)
-        heads = attend_by_blocks(query, key, value, mask, self.dropout)
+        if mask.blocks:
+            heads = attend_by_blocks(query, key, value, mask.visible, mask.blocks, self.dropout)
+        else:
+            heads = attend(query, key, value, mask.visible, self.dropout)
         return heads.transpose(1, 2).reshape(batch * length, width)
 
 
@@ -160,32 +121,6 @@ class Block(nn.Module):
         return x
 
 
-class _EmbedTokens(torch.autograd.Function):
-    """The sum of two look-ups, and the weight itself for the head: all uses in one place, so one gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, input_ids: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(torch.cat([input_ids, token_type_ids]))
-        return F.embedding(input_ids, weight) + F.embedding(token_type_ids, weight), weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, x_grad: Tensor, weight_grad: Tensor) -> tuple[Tensor, None, None]:
-        (ids,) = ctx.saved_tensors
-        return weight_grad.index_put_((ids,), torch.cat([x_grad, x_grad]), accumulate=True), None, None
-
-
-def embed_tokens(weight: Tensor, input_ids: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum (P, D) of the embeddings of two sorts of ids (P,), and the weight (V, D) for a head tied to it.
-
-    The gradients of the look-ups are added to that of the head in place. Left to itself autograd makes a matrix (V, D)
-    of zeros for each look-up and adds it, which was a tenth of a training step on a CPU.
-    """
-    embedded: tuple[Tensor, Tensor] = _EmbedTokens.apply(  # type: ignore[no-untyped-call] # so torch has it
-        weight, input_ids, token_type_ids
-    )
-    return embedded
-
-
 class Transformer(nn.Module):
     """The stack of blocks, behind the position embedding."""
 
@@ -228,19 +163,11 @@ class Transformer(nn.Module):
         return self.ln_f(x) if hasattr(self, "ln_f") else x
 
 
-class RowBlock(NamedTuple):
-    """Rows `start` to `end` of a grid, which see no keys but the shared first ones and those from `first_key` on."""
-
-    start: int
-    first_key: int
-    end: int
-
-
 class Mask(NamedTuple):
     """Who sees whom in attention."""
 
     visible: Tensor  # (B, 1, Q, K) bool: rows are queries
-    blocks: Sequence[RowBlock] = ()  # all rows, in order; the end of the first is how many keys all others share
+    blocks: Sequence[RowBlock] = ()  # all rows, in order: see cpu_kernels.row_blocks
 
 
 def tree_mask(branch_ids: Tensor, n_queries: int | None = None) -> Mask:
@@ -258,19 +185,3 @@ def tree_mask(branch_ids: Tensor, n_queries: int | None = None) -> Mask:
     # Elsewhere reading branch_ids would wait for the device.
     blocks = row_blocks(branch_ids) if branch_ids.device.type == "cpu" and n_queries == length else ()
     return Mask((visible & causal)[:, None], blocks)
-
-
-def row_blocks(branch_ids: Tensor) -> list[RowBlock]:
-    """Return the context's rows as one block, and those of the candidates in blocks of about ROWS_OF_BLOCK.
-
-    Most pairs of candidate rows belong to different candidates: blocks leave nearly all of these out.
-    """
-    length = branch_ids.shape[1]
-    n_context = max(1, int((branch_ids == 0).sum(dim=1).max()))
-    blocks = [RowBlock(0, 0, n_context)]
-    for start in range(n_context, length, ROWS_OF_BLOCK):
-        # Of the branches that the first row cuts through, the one that began first.
-        before = (branch_ids[:, :start] == branch_ids[:, start : start + 1]) & (branch_ids[:, start : start + 1] > 0)
-        first_key = start - int(before.sum(dim=1).max())
-        blocks.append(RowBlock(start, max(n_context, first_key), min(length, start + ROWS_OF_BLOCK)))
-    return blocks

@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import pre_tokenizers
 
 from convai.errors import UserError
-from convai.io.pretrained import read_json_object, read_text
+from convai.io.files import read_json_object, read_text
 
 Json = dict[str, Any]
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from convai.errors import UserError
-from convai.io.pretrained import read_json_object
+from convai.io.files import read_json_object
 from convai.model.config import ModelConfig
 
 Reader = Callable[[Path], dict[str, Tensor]]

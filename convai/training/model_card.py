@@ -8,8 +8,9 @@ from pathlib import Path
 
 from convai.data.formats import PERSONACHAT_URL
 from convai.data.tables import HUB_PREFIX
+from convai.io.files import write_text
 from convai.io.pretrained import SHORT_NAMES
-from convai.training.validations import after_an_update, best_of, read_validations, shown
+from convai.training.validations import SIGN, after_an_update, best_of, read_validations, shown
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<!-- written by train.py, which replaces it after each validation; remove this line to keep your changes -->"
@@ -64,9 +65,7 @@ def write_model_card(run: Path, facts: dict | None = None) -> None:
         if path.is_file() and MARK not in path.read_text(encoding="utf-8"):
             logger.info("%s is not ours and is left as it is", path)
             return
-        aside = run / "README.md.tmp"
-        aside.write_text(model_card(run, facts or {}), encoding="utf-8")
-        aside.replace(path)
+        write_text(path, model_card(run, facts or {}))
     except (OSError, ValueError) as error:
         logger.warning("the model card %s could not be written (%s)", path, error)
 
@@ -99,25 +98,29 @@ def best_validation(validations: list[dict], options: dict) -> dict:
 
 
 def front_matter(name: str, config: dict, options: dict, best: dict) -> str:
-    """Return the metadata that the hub reads, in YAML (of which JSON is a part)."""
+    """Return the metadata that the hub reads, in YAML."""
+    from huggingface_hub import EvalResult, ModelCardData  # late: training should not wait for it
+
     data = options["dataset_path"]
     on_hub = data.removeprefix(HUB_PREFIX) if data.startswith(HUB_PREFIX) else ""
-    metadata = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["conversational", "persona", "transfertransfo", config["model_type"]],
-    }
-    if base := base_model(options):
-        metadata["base_model"] = base
-    if on_hub:
-        metadata["datasets"] = [on_hub]
-    if not data or on_hub.endswith("persona-chat") or data == "example":
-        metadata["language"] = ["en"]
-    dataset = {"name": data_name(data), "type": on_hub or data_name(data).lower().replace(" ", "-")}
-    metrics = [{"type": key, "value": round(best[key], 4)} for key in ("hits@1", "perplexity") if best[key] is not None]
-    result = {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
-    metadata["model-index"] = [{"name": name, "results": [result]}]
-    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items()), "---"])
+    is_english = not data or on_hub.endswith("persona-chat") or data == "example"
+    dataset_type = on_hub or data_name(data).lower().replace(" ", "-")
+    results = [
+        EvalResult("text-generation", dataset_type, data_name(data), metric, round(best[metric], 4))
+        for metric in SIGN
+        if best[metric] is not None
+    ]
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["conversational", "persona", "transfertransfo", config["model_type"]],
+        base_model=base_model(options) or None,
+        datasets=[on_hub] if on_hub else None,
+        language=["en"] if is_english else None,
+        model_name=name,
+        eval_results=results,
+    )
+    return f"---\n{metadata.to_yaml()}\n---"
 
 
 def base_model(options: dict) -> str:

@@ -3,14 +3,15 @@
 import logging
 import os
 import pickle
-from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from convai.errors import UserError
-from convai.io.pretrained import read_json_object
+from convai.io.files import read_json_object
+from convai.options import OptionsParser, TrainingOptions
 from convai.training.checkpoint import TrainingParts
 from convai.training.run_folder import ARGUMENTS_FILE, STATE_FILE, has_only_begun, list_checkpoints
 from convai.training.updates import RunSize
@@ -27,14 +28,14 @@ FREE_OPTIONS = {
 }  # fmt: skip
 
 
-def resolve_options(parser: ArgumentParser, argv: list[str] | None = None) -> Namespace:
+def resolve_options(parser: OptionsParser, argv: list[str] | None = None) -> TrainingOptions:
     """Parse the options; those not given are, with `--resume RUN`, the run's own instead of the defaults.
 
     Raises UserError where one that is given differs from the run's and would change what is computed.
     """
     args = parser.parse_args(argv)
     if not args.resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
-        args.resume = "auto"  # the launcher has started all ranks again after one of them died
+        args = replace(args, resume="auto")  # the launcher has started all ranks again after one of them died
     if args.resume in ("", "auto"):
         return args
     run = run_of(Path(args.resume))
@@ -49,7 +50,7 @@ def resolve_options(parser: ArgumentParser, argv: list[str] | None = None) -> Na
     return args
 
 
-def differences(args: Namespace, stored: dict) -> list[str]:
+def differences(args: TrainingOptions, stored: dict) -> list[str]:
     """Return "--option old, not new" for each option that would change what is computed."""
     changed = (name for name in vars(args).keys() - FREE_OPTIONS if getattr(args, name) != stored.get(name))
     return [f"--{name} {stored.get(name)!r}, not {getattr(args, name)!r}" for name in sorted(changed)]
@@ -64,7 +65,7 @@ def run_of(folder: Path) -> Path:
     return run
 
 
-def find_checkpoint(args: Namespace) -> Path | None:
+def find_checkpoint(args: TrainingOptions) -> Path | None:
     """Return the checkpoint to go on from; None for a new run. Raises UserError where `--resume` names none."""
     if not args.resume:
         return None
@@ -84,7 +85,7 @@ def find_checkpoint(args: Namespace) -> Path | None:
                     "start the run anew.")  # fmt: skip
 
 
-def runs_like(args: Namespace) -> list[Path]:
+def runs_like(args: TrainingOptions) -> list[Path]:
     """Return the runs with the same options, the one with the newest checkpoint first."""
     folders = [Path(args.output_dir)] if args.output_dir else list(Path("runs").glob("*"))
     runs = [run for run in folders if (run / ARGUMENTS_FILE).is_file() and list_checkpoints(run)]
@@ -92,7 +93,7 @@ def runs_like(args: Namespace) -> list[Path]:
     return sorted(same, key=lambda run: -list_checkpoints(run)[-1].stat().st_mtime)
 
 
-def begins_again(args: Namespace) -> bool:
+def begins_again(args: TrainingOptions) -> bool:
     """Whether `--resume auto` starts the run in `--output_dir` anew: it ended before its first checkpoint."""
     run = Path(args.output_dir)
     if args.resume != "auto" or not args.output_dir or not (run / ARGUMENTS_FILE).is_file():

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from ignite.engine import Engine, Events
 from torch.utils.data import DataLoader
 
 from convai.errors import UserError
+from convai.options import TrainingOptions
 from convai.training.checkpoint import Checkpoints
 from convai.training.distributed import is_first_rank
 from convai.training.interruption import Interruption
@@ -34,7 +34,7 @@ class RunControl:
 
     def __init__(
         self,
-        args: Namespace,
+        args: TrainingOptions,
         trainer: Engine,
         evaluator: Engine,
         valid_loader: DataLoader,

@@ -9,14 +9,15 @@
 A new run never takes the place of what a folder holds already. Light, so that new_model.py starts fast, too.
 """
 
-import json
 import logging
 import os
 import re
-import shutil
+import socket
+from datetime import datetime
 from pathlib import Path
 
 from convai.errors import UserError
+from convai.io.files import TEMPORARY_FILES, remove
 from convai.training.validations import METRICS_FILE, read_validations
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,12 @@ STATE_FILE = "training_state.pt"
 PERSONAS_FILE = "personas.json"
 ARGUMENTS_FILE = "arguments.json"
 WEIGHTS_FILES = ["model.safetensors", "pytorch_model.bin"]
+
+
+def default_run_folder(model: str) -> Path:
+    """Return runs/<date>_<time>_<host>_<model>."""
+    name = re.sub(r"[^\w.-]+", "_", Path(model).name) or "model"
+    return Path("runs") / f"{datetime.now():%b%d_%H-%M-%S}_{socket.gethostname()}_{name}"
 
 
 def checkpoint_folder(run: Path, update: int) -> Path:
@@ -78,22 +85,28 @@ def check_is_free(folder: Path, may_be_set_aside: bool = False) -> None:
 def free_name(folder: Path) -> Path:
     """Return the first of NAME.1, NAME.2, ... that is not there."""
     number = 1
-    while os.path.lexists(aside := folder.with_name(f"{folder.name}.{number}")):
+    while os.path.lexists(name := folder.with_name(f"{folder.name}.{number}")):
         number += 1
-    return aside
+    return name
 
 
 def set_aside(folder: Path) -> None:
     """Rename what is in the way of a new run, and say so. Raises OSError."""
-    aside = free_name(folder)
-    folder.rename(aside)
-    logger.info("what was in %s is set aside in %s", folder, aside)
+    new_name = free_name(folder)
+    folder.rename(new_name)
+    logger.info("what was in %s is set aside in %s", folder, new_name)
+
+
+def what_a_kill_left(run: Path) -> list[Path]:
+    """Return what a run that was killed was just writing; no other process writes in its folder."""
+    names = [TEMPORARY_FILES, "model.safetensors.tmp", "checkpoints/update-*.tmp"]  # some of older versions
+    return [path for name in names for path in run.glob(name)]
 
 
 def begin_again(run: Path) -> None:
     """Remove what a run that `has_only_begun` left half-written. Raises OSError."""
-    for unfinished in run.glob("checkpoints/*.tmp"):
-        shutil.rmtree(unfinished)
+    for temporary in what_a_kill_left(run):
+        remove(temporary)
     (run / METRICS_FILE).unlink(missing_ok=True)
 
 
@@ -108,7 +121,3 @@ def make_numbered(folder: Path) -> Path:
         except FileExistsError:
             number += 1
             made = folder.with_name(f"{folder.name}_{number}")
-
-
-def write_json(path: Path, value) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

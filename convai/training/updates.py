@@ -13,10 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from convai.data.batches import TreeBatch, collate_trees
 from convai.data.inputs import CandidateTree, InputBuilder, cut_history
-from convai.data.store import DialogSplit, Example
-
-# Data without candidates get so many drawn ones in validation: as many as PersonaChat offers beside the gold.
-N_VALIDATION_DISTRACTORS = 19
+from convai.data.store import N_VALIDATION_DISTRACTORS, DialogSplit, Example
 
 
 @dataclass(frozen=True)

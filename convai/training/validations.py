@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from convai.io.files import write_text
+
 METRICS_FILE = "metrics.jsonl"
 SIGN = {"hits@1": 1, "perplexity": -1}  # times a figure: the greater, the better
 
@@ -53,9 +55,7 @@ class ValidationHistory:
 
     def rewrite(self) -> None:
         """Take what came after `update` out of the file."""
-        aside = self.path.with_suffix(".tmp")
-        aside.write_text("".join(map(_json_line, self.records)), encoding="utf-8")
-        aside.replace(self.path)
+        write_text(self.path, "".join(map(_json_line, self.records)))
 
     def append(self, updates: int, epoch: int, metrics: dict[str, float | None], to_file: bool) -> None:
         self.records.append({"updates": updates, "epoch": epoch, **metrics})

@@ -1,0 +1,109 @@
+"""What is computed in another way than torch's own, as that is slow on CPUs: each with its reason and its gain."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS_OF_BLOCK = 64  # of candidates, in attention
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose random bits cost less on CPUs: 16 of them for each element, out of torch's own generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p in (0, 1) or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        n_dropped = round(self.p * 2**16)  # of 2 ** 16 equally likely values: 0.1 becomes 0.10001
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        is_kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= n_dropped - 2**15
+        return x * is_kept * (2**16 / (2**16 - n_dropped))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, dropout: Dropout) -> Tensor:
+    """Return scaled-dot-product attention (B, heads, Q, D / heads); `visible` (B, 1, Q, K) is True for what is seen."""
+    if not dropout.training or dropout.p == 0 or query.device.type != "cpu" or torch.compiler.is_compiling():
+        p = dropout.p if dropout.training else 0.0
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=p)
+    # With dropout torch computes it like this on CPUs, too, but with the slower random bits.
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+    return dropout(scores.masked_fill(~visible, -math.inf).softmax(-1)) @ value
+
+
+class RowBlock(NamedTuple):
+    """Rows `start` to `end` of a grid, which see no keys but the shared first ones and those from `first_key` on."""
+
+    start: int
+    first_key: int
+    end: int
+
+
+def row_blocks(branch_ids: Tensor) -> list[RowBlock]:
+    """Return the context's rows as one block, and those of the candidates in blocks of about ROWS_OF_BLOCK.
+
+    The blocks hold all rows of branch_ids (B, T), in order (see transformer.tree_mask); the end of the first is how
+    many keys all others share. Most pairs of candidate rows belong to different candidates: blocks leave nearly all of
+    these out.
+    """
+    length = branch_ids.shape[1]
+    n_context = max(1, int((branch_ids == 0).sum(dim=1).max()))
+    blocks = [RowBlock(0, 0, n_context)]
+    for start in range(n_context, length, ROWS_OF_BLOCK):
+        # Of the branches that the first row cuts through, the one that began first.
+        before = (branch_ids[:, :start] == branch_ids[:, start : start + 1]) & (branch_ids[:, start : start + 1] > 0)
+        first_key = start - int(before.sum(dim=1).max())
+        blocks.append(RowBlock(start, max(n_context, first_key), min(length, start + ROWS_OF_BLOCK)))
+    return blocks
+
+
+def attend_by_blocks(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, blocks: Sequence[RowBlock], dropout: Dropout
+) -> Tensor:
+    """Return what `attend` does, computed block by block."""
+    n_shared = blocks[0].end
+    parts = []
+    for start, first_key, end in blocks:
+
+        def seen(x: Tensor, dim: int, first_key=first_key, end=end) -> Tensor:
+            own = x.narrow(dim, first_key, end - first_key)
+            return torch.cat([x.narrow(dim, 0, n_shared), own], dim) if first_key else own
+
+        rows = slice(start, end)
+        part = attend(query[:, :, rows], seen(key, 2), seen(value, 2), seen(visible[:, :, rows], 3), dropout)
+        parts.append(part)
+    return torch.cat(parts, dim=2)
+
+
+class _EmbedTokens(torch.autograd.Function):
+    """The sum of two look-ups, and the weight itself for the head; it comes in once for either use."""
+
+    @staticmethod
+    def forward(
+        ctx, weight: Tensor, weight_for_head: Tensor, input_ids: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(torch.cat([input_ids, token_type_ids]))
+        x = F.embedding(input_ids, weight) + F.embedding(token_type_ids, weight)
+        return x, weight_for_head.view_as(weight_for_head)
+
+    @staticmethod
+    def backward(ctx, x_grad: Tensor, head_grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        (ids,) = ctx.saved_tensors
+        row_grads = torch.cat([x_grad, x_grad])
+        if head_grad.device.type != "cpu":  # index_put sums in the same order each time, which sparse sums do not
+            return None, head_grad.index_put((ids,), row_grads, accumulate=True), None, None
+        look_ups = torch.sparse_coo_tensor(ids[None], row_grads, head_grad.shape, check_invariants=False)
+        return look_ups, head_grad, None, None
+
+
+def embed_tokens(weight: Tensor, input_ids: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum (P, D) of the embeddings of two sorts of ids (P,), and the weight (V, D) for a head tied to it.
+
+    Left to itself autograd makes a matrix (V, D) of zeros for each look-up and adds it to the head's gradient. Here the
+    look-ups hand over the rows that they touch, and autograd adds these to the head's gradient: in place where it holds
+    the only reference to it (as under autocast), in a copy elsewhere. Whether it may is for autograd to say, which
+    knows who else was handed that gradient; here nothing is written into it.
+    """
+    return _EmbedTokens.apply(weight, weight, input_ids, token_type_ids)
