@@ -36,7 +36,8 @@ from convai.data.store import DialogSplit
 from convai.io.pretrained import locate_checkpoint
 from convai.model.config import ModelConfig
 from convai.model.double_heads import DoubleHeadsModel, load_model
-from convai.model.tokenization import SPECIAL_TOKENS, DialogTokenizer, load_tokenizer
+from convai.model.tokenization import DialogTokenizer, load_tokenizer
+from convai.model.vocabulary import SPECIAL_TOKENS
 from convai.training import resume
 from convai.training.checkpoint import Checkpoints, TrainingParts, create_run_folder
 from convai.training.distributed import from_first_rank, is_first_rank, process_group

@@ -102,6 +102,7 @@ class TransformerAgent(Agent):
 
     def next_word_probability(self, partial_out: Sequence[str]) -> dict[str, float]:
         """Return each dictionary word's probability to follow the words `partial_out` of the reply, as published."""
+        assert self.words is not None, "made by --eval_type ppl"
         return self.words.next_word_probability(self.dialog_agent, self.observation["dialog_context"], partial_out)
 
     def _rank(self, observations) -> list[dict]:
@@ -120,7 +121,9 @@ class TransformerAgent(Agent):
         return without_twins(candidates, labels, self.dialog_agent.tokenizer.encode) if labels else candidates
 
     def _score(self, observations) -> list[dict]:
-        questions = [(observation["dialog_context"], gold_of(observation)) for observation in observations]
+        assert self.words is not None, "made by --eval_type ppl"
+        # Only those with a gold reply are scored.
+        questions = [(observation["dialog_context"], gold_of(observation) or "") for observation in observations]
         return [{"metrics": metrics_of(score)} for score in self.words.score(self.dialog_agent, questions)]
 
     def _generate(self, observations) -> list[dict]:

@@ -142,10 +142,11 @@ def task_dialogs(opt: Mapping[str, Any], task: str, datatype: str) -> list[Dialo
     """Return the dialogs of a ParlAI task in our form, with the gold replies as the only candidates."""
     from parlai.core.teachers import create_task_agent_from_taskname
 
-    opt = copy.deepcopy(opt)
-    opt.update(task=task, datatype=datatype, batchsize=1)
-    dialogs, is_new = [], True
-    for teacher in create_task_agent_from_taskname(opt):
+    own_opt: Any = copy.deepcopy(opt)
+    own_opt.update(task=task, datatype=datatype, batchsize=1)
+    dialogs: list[Dialog] = []
+    is_new = True
+    for teacher in create_task_agent_from_taskname(own_opt):
         for message in teacher:
             if is_new:
                 dialogs.append({"personality": [], "utterances": []})

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, dropout: 
         return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=p)
     # With dropout torch computes it like this on CPUs, too, but with the slower random bits.
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
-    return dropout(scores.masked_fill(~visible, -math.inf).softmax(-1)) @ value
+    weights: Tensor = dropout(scores.masked_fill(~visible, -math.inf).softmax(-1))
+    return weights @ value
 
 
 class RowBlock(NamedTuple):
@@ -67,7 +68,7 @@ def attend_by_blocks(
     parts = []
     for start, first_key, end in blocks:
 
-        def seen(x: Tensor, dim: int, first_key=first_key, end=end) -> Tensor:
+        def seen(x: Tensor, dim: int, first_key: int = first_key, end: int = end) -> Tensor:
             own = x.narrow(dim, first_key, end - first_key)
             return torch.cat([x.narrow(dim, 0, n_shared), own], dim) if first_key else own
 
@@ -82,14 +83,14 @@ class _EmbedTokens(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, weight: Tensor, weight_for_head: Tensor, input_ids: Tensor, token_type_ids: Tensor
+        ctx: Any, weight: Tensor, weight_for_head: Tensor, input_ids: Tensor, token_type_ids: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(torch.cat([input_ids, token_type_ids]))
         x = F.embedding(input_ids, weight) + F.embedding(token_type_ids, weight)
         return x, weight_for_head.view_as(weight_for_head)
 
     @staticmethod
-    def backward(ctx, x_grad: Tensor, head_grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+    def backward(ctx: Any, x_grad: Tensor, head_grad: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         (ids,) = ctx.saved_tensors
         row_grads = torch.cat([x_grad, x_grad])
         if head_grad.device.type != "cpu":  # index_put sums in the same order each time, which sparse sums do not
@@ -106,4 +107,7 @@ def embed_tokens(weight: Tensor, input_ids: Tensor, token_type_ids: Tensor) -> t
     the only reference to it (as under autocast), in a copy elsewhere. Whether it may is for autograd to say, which
     knows who else was handed that gradient; here nothing is written into it.
     """
-    return _EmbedTokens.apply(weight, weight, input_ids, token_type_ids)
+    embedded: tuple[Tensor, Tensor] = _EmbedTokens.apply(  # type: ignore[no-untyped-call] # so torch has it
+        weight, weight, input_ids, token_type_ids
+    )
+    return embedded

@@ -14,7 +14,17 @@ first, so they are listed from the last group of options to the first.
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, field, fields
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+
+
+class Described(Protocol):
+    """A dataclass of options that has a parser of its own."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    description: ClassVar[str]
+
+
+Options = TypeVar("Options", bound=Described)
 
 
 def option(
@@ -57,7 +67,7 @@ def check_limits(options) -> None:
                 raise ValueError(f"{declared.name} must be from {lowest} to {highest}, not {value}")
 
 
-def parser_of(options_class: type, prog: str | None = None) -> "OptionsParser":
+def parser_of(options_class: type[Options], prog: str | None = None) -> "OptionsParser[Options]":
     """Return the parser of a class of options, described by its `description`.
 
     Its `groups`, if any, name in their order the classes whose options stand under a title of their own.
@@ -107,12 +117,15 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
-class OptionsParser(OneLineParser):
+class OptionsParser(OneLineParser, Generic[Options]):
     """Makes of the command line an instance of a class of options."""
 
-    def __init__(self, options_class: type, prog: str | None = None):
+    def __init__(self, options_class: type[Options], prog: str | None = None):
         super().__init__(prog=prog, description=options_class.description, formatter_class=_HelpFormatter)
         self.options_class = options_class
+
+    def parse_args(self, args=None, namespace=None) -> Options:  # type: ignore[override] # instead of a Namespace
+        return cast(Options, super().parse_args(args, namespace))
 
     def parse_known_args(self, args=None, namespace=None):
         """Return the options and what is none of them; ends with status 2 where the class refuses their values."""

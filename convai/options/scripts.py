@@ -249,19 +249,19 @@ class NewModelOptions:
     )
 
 
-def training_parser() -> OptionsParser:
+def training_parser() -> OptionsParser[TrainingOptions]:
     return parser_of(TrainingOptions)
 
 
-def chat_parser() -> OptionsParser:
+def chat_parser() -> OptionsParser[ChatOptions]:
     return parser_of(ChatOptions)
 
 
-def evaluation_parser() -> OptionsParser:
+def evaluation_parser() -> OptionsParser[EvaluationOptions]:
     return parser_of(EvaluationOptions)
 
 
-def new_model_parser() -> OptionsParser:
+def new_model_parser() -> OptionsParser[NewModelOptions]:
     return parser_of(NewModelOptions)
 
 

@@ -28,7 +28,7 @@ FREE_OPTIONS = {
 }  # fmt: skip
 
 
-def resolve_options(parser: OptionsParser, argv: list[str] | None = None) -> TrainingOptions:
+def resolve_options(parser: OptionsParser[TrainingOptions], argv: list[str] | None = None) -> TrainingOptions:
     """Parse the options; those not given are, with `--resume RUN`, the run's own instead of the defaults.
 
     Raises UserError where one that is given differs from the run's and would change what is computed.
