@@ -27,6 +27,9 @@ UNKNOWN_TOKEN = "<unk>"
 PRE_TOKENIZATIONS = ("spacy", "bert")
 LEADING_SPACES = {"prefix_space": True, "no_prefix_space": False}  # --tokenization's names for GPT-2
 
+Ids = dict[str, int]
+Merges = list[tuple[str, str]]
+
 logger = logging.getLogger(__name__)
 
 # Decoding undoes the spaces that word splitting put before punctuation and contractions: "do n't"; by bert "don ' t".
@@ -43,7 +46,7 @@ class DialogTokenizer(ABC):
 
     family: str  # as in config.json's model_type
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], special_ids: dict[str, int] | None = None):
+    def __init__(self, vocab: Ids, merges: Merges, special_ids: Ids | None = None):
         self.vocab = vocab
         self.merges = merges
         known = special_ids or {}
@@ -139,13 +142,7 @@ class GptTokenizer(DialogTokenizer):
 
     family = "openai-gpt"
 
-    def __init__(
-        self,
-        vocab: dict[str, int],
-        merges: list[tuple[str, str]],
-        special_ids: dict[str, int] | None = None,
-        pre_tokenization: str = "spacy",
-    ):
+    def __init__(self, vocab: Ids, merges: Merges, special_ids: Ids | None = None, pre_tokenization: str = "spacy"):
         super().__init__(vocab, merges, special_ids)
         self.pre_tokenization = pre_tokenization
         unknown = UNKNOWN_TOKEN if UNKNOWN_TOKEN in vocab else None
@@ -185,13 +182,7 @@ class Gpt2Tokenizer(DialogTokenizer):
 
     family = "gpt2"
 
-    def __init__(
-        self,
-        vocab: dict[str, int],
-        merges: list[tuple[str, str]],
-        special_ids: dict[str, int] | None = None,
-        add_prefix_space: bool = True,
-    ):
+    def __init__(self, vocab: Ids, merges: Merges, special_ids: Ids | None = None, add_prefix_space: bool = True):
         super().__init__(vocab, merges, special_ids)
         self.add_prefix_space = add_prefix_space
         self._tokenizer = Tokenizer(models.BPE(vocab, merges))
