@@ -1,6 +1,8 @@
 """Each benchmark runs on tiny sizes, both sides compute the same numbers, and a disagreement would be noticed."""
 
 import json
+import subprocess
+import sys
 from argparse import Namespace
 
 import pytest
@@ -11,7 +13,7 @@ from bench.__main__ import MODULE_OF, main, parser
 from bench.enlarge import enlarged
 from bench.measure import compare, ratio
 from bench.setting import Disagreement, Setting
-from tests.conftest import TEXTS, make_dialogs
+from tests.conftest import ROOT, TEXTS, make_dialogs
 
 TINY = ["--small", "--repeats", "1", "--examples", "3", "--reference_examples", "2", "--batch_size", "2"]
 
@@ -103,3 +105,10 @@ def test_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit) as exit_info:
         parser().parse_args(["tarin"])
     assert exit_info.value.code == 2 and "tarin" in capsys.readouterr().err
+
+
+def test_the_kernels_are_compared_with_torchs_own():
+    command = [sys.executable, "-m", "bench.kernels", "--small", "--repeats", "1", "--examples", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" times as long without (bf16, 4 candidates)") == 3

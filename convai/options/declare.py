@@ -14,17 +14,12 @@ first, so they are listed from the last group of options to the first.
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, field, fields
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-class Described(Protocol):
-    """A dataclass of options that has a parser of its own."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-    description: ClassVar[str]
-
-
-Options = TypeVar("Options", bound=Described)
+Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def option(
@@ -121,13 +116,17 @@ class OptionsParser(OneLineParser, Generic[Options]):
     """Makes of the command line an instance of a class of options."""
 
     def __init__(self, options_class: type[Options], prog: str | None = None):
-        super().__init__(prog=prog, description=options_class.description, formatter_class=_HelpFormatter)
+        description = getattr(options_class, "description", None)
+        super().__init__(prog=prog, description=description, formatter_class=_HelpFormatter)
         self.options_class = options_class
 
-    def parse_args(self, args=None, namespace=None) -> Options:  # type: ignore[override] # instead of a Namespace
-        return cast(Options, super().parse_args(args, namespace))
+    if TYPE_CHECKING:
 
-    def parse_known_args(self, args=None, namespace=None):
+        def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> Options: ...  # type: ignore[override]
+
+    def parse_known_args(  # type: ignore[override] # argparse knows of namespaces only
+        self, args: Sequence[str] | None = None, namespace: None = None
+    ) -> tuple[Options, list[str]]:
         """Return the options and what is none of them; ends with status 2 where the class refuses their values."""
         found, unknown = super().parse_known_args(args, namespace)
         # Defaults that were set from an older run may be of options that there are no more.
