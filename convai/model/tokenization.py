@@ -26,6 +26,9 @@ from convai.model.word_splitting import join_punctuation, join_surrogates, word_
 UNKNOWN_TOKEN = "<unk>"
 LEADING_SPACES = {"prefix_space": True, "no_prefix_space": False}  # --tokenization's names for GPT-2
 
+Ids = dict[str, int]
+Merges = list[tuple[str, str]]
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,7 +41,7 @@ class DialogTokenizer(ABC):
 
     family: str  # as in config.json's model_type
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], special_ids: dict[str, int] | None = None):
+    def __init__(self, vocab: Ids, merges: Merges, special_ids: Ids | None = None):
         self.vocab = vocab
         self.merges = merges
         known = special_ids or {}
@@ -134,13 +137,7 @@ class GptTokenizer(DialogTokenizer):
 
     family = "openai-gpt"
 
-    def __init__(
-        self,
-        vocab: dict[str, int],
-        merges: list[tuple[str, str]],
-        special_ids: dict[str, int] | None = None,
-        pre_tokenization: str = "spacy",
-    ):
+    def __init__(self, vocab: Ids, merges: Merges, special_ids: Ids | None = None, pre_tokenization: str = "spacy"):
         super().__init__(vocab, merges, special_ids)
         self.pre_tokenization = pre_tokenization
         unknown = UNKNOWN_TOKEN if UNKNOWN_TOKEN in vocab else None
@@ -180,13 +177,7 @@ class Gpt2Tokenizer(DialogTokenizer):
 
     family = "gpt2"
 
-    def __init__(
-        self,
-        vocab: dict[str, int],
-        merges: list[tuple[str, str]],
-        special_ids: dict[str, int] | None = None,
-        add_prefix_space: bool = True,
-    ):
+    def __init__(self, vocab: Ids, merges: Merges, special_ids: Ids | None = None, add_prefix_space: bool = True):
         super().__init__(vocab, merges, special_ids)
         self.add_prefix_space = add_prefix_space
         self._tokenizer = Tokenizer(models.BPE(vocab, merges))
