@@ -82,13 +82,14 @@ def test_ways_take_turns_and_are_compared_turn_by_turn():
     assert ratio(measured["ours"], measured["reference"]) == sorted(expected)[1]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
 def test_memory_of_the_work_is_seen():
     def work():
         torch.ones(50_000_000 // 4).sum()
         return 1
 
     peak = compare({"ours": work}, 1)["ours"].peak_mb
-    assert peak is None or 45 < peak < 120
+    assert peak is not None and 45 < peak < 120
 
 
 def test_plain_encoder_gives_the_tokenizers_ids(tokenizer):
