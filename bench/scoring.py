@@ -8,7 +8,8 @@ from bench import reference
 from bench.measure import Measurement, compare, ratio
 from bench.setting import MAX_HISTORY, Setting, longest_sequence
 from convai.data.batches import collate_trees
-from convai.dialog.agent import TREES_ON_CPU, Context, DialogAgent
+from convai.dialog.agent import Context, DialogAgent
+from convai.dialog.ranking import TREES_ON_CPU
 from convai.evaluation.metrics import SMOOTHING, WordPerplexity, count_words, dictionary_texts, split_words
 
 EVALUATION_BATCH = 16

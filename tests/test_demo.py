@@ -1,9 +1,11 @@
 """What the demo promises: trained on the example set for minutes, a tiny model ranks and answers by its persona."""
 
+import json
 import math
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
+from safetensors.torch import load_file
 
 from convai.data.example_world import FACTS, draw_persona, example_dataset, facts_in
 from convai.dialog.agent import Context, DialogAgent
@@ -132,3 +136,71 @@ def test_its_replies_name_the_fact_that_was_asked_for(agent):
             named.append(re.search(rf"\b{value}\b", reply) is not None)
     print(f"{sum(named)} of {len(named)} greedy replies name the fact")
     assert sum(named) >= 0.8 * len(named)
+
+
+# Checkpoints and options that users had trouble with, on a model whose figures mean something
+
+
+def hits_of(folder: Path, dialogs: list[dict], **options) -> float:
+    own = DialogAgent.load(folder, device="cpu", **options)
+    examples = examples_of(dialogs, [dialog["personality"] for dialog in dialogs])
+    scores = [row for start in range(0, len(examples), 64) for row in own.rank_batch(examples[start : start + 64])]
+    return sum(row.index(max(row)) == len(row) - 1 for row in scores) / len(scores)
+
+
+def test_the_ranking_head_under_its_oldest_name_is_the_trained_one(demo, data, tmp_path):
+    weights = {
+        name.replace("choice_head.summary", "choice_head.linear"): tensor
+        for name, tensor in load_file(demo[0] / "model.safetensors").items()
+    }
+    folder = shutil.copytree(demo[0], tmp_path / "old", ignore=shutil.ignore_patterns("checkpoints", "*.safetensors"))
+    torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert hits_of(folder, data["valid"]) == hits_of(demo[0], data["valid"]) > 0.95  # 0.999; an untrained head: 0.05
+
+
+def test_the_history_of_training_is_used_unless_told_otherwise(demo, data):
+    # A single turn is remembered, as in training: 0.999; with two exchanges more it was 0.42.
+    assert hits_of(demo[0], data["valid"]) == hits_of(demo[0], data["valid"], max_history=0) > 0.95
+    assert hits_of(demo[0], data["valid"], max_history=2) < 0.8
+
+
+def test_candidates_that_repeat_the_gold_change_no_figure(demo, data, tmp_path):
+    """hits@1 of training's validation and of evaluation, where each gold reply is offered twice: as without that."""
+    dialogs = []
+    for dialog in data["valid"]:
+        twice = [[u["candidates"][-1].replace(" .", "."), *u["candidates"]] for u in dialog["utterances"]]
+        utterances = [u | {"candidates": own} for u, own in zip(dialog["utterances"], twice, strict=True)]
+        dialogs.append(dialog | {"utterances": utterances})
+    path = tmp_path / "twice.json"
+    path.write_text(json.dumps({"train": data["train"][:20], "valid": dialogs}))
+    run = ["--dataset_path", path, "--dataset_cache", "", "--output_dir", tmp_path / "run", "--max_updates", "1"]
+    trained = run_script("train.py", "--model", demo[0], "--align_history", "--max_history", "0", "--lr", "1e-12",
+                         "--eval_before_start", *run)  # fmt: skip
+    evaluated = run_script("convai_evaluation.py", "--model_checkpoint", demo[0], "--dataset_path", path)
+    expected = f"{hits_of(demo[0], data['valid']):.3f}"
+    assert f"after 0 updates: hits@1 {expected}," in trained.stderr
+    assert f"FINAL Hits@1: {expected}" in evaluated.stdout
+
+
+def test_gpt2_without_leading_spaces_is_read_as_it_was_trained(demo, tmp_path):
+    """Trained by the demo's recipe without the space; evaluated as its record says, and with the space instead."""
+    model, data = ["--model", f"{demo[0]}-untrained"], ["--dataset_path", "example", "--dataset_cache", ""]
+    recipe = "--num_candidates 4 --max_history 0 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 " \
+             "--valid_batch_size 16 --lr 2e-3 --warmup 200 --align_history --tokenization no_prefix_space"  # fmt: skip
+    options = ["--from_scratch", *model, *data, *recipe.split(), "--output_dir", tmp_path / "run"]
+    run_script("train.py", *options)
+    config = json.loads((tmp_path / "run" / "tokenizer_config.json").read_text())
+    assert config["add_prefix_space"] is False
+    valid = example_dataset()["valid"]
+    own = hits_of(tmp_path / "run", valid)
+    (tmp_path / "run" / "tokenizer_config.json").write_text(json.dumps(config | {"add_prefix_space": True}))
+    assert own > 0.9
+    assert own > hits_of(tmp_path / "run", valid)
+
+
+def run_script(script: str, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / script, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done

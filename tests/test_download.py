@@ -281,7 +281,7 @@ def test_cache_that_is_no_folder(server, cache):
 def test_ctrl_c_keeps_the_part(server, cache):
     url = server.url("/data/persona.json")
     server.gate, server.gate_after = threading.Event(), 3 * BLOCK
-    process = run_python(f"import download; download.fetch({url!r})", cache)
+    process = run_python(f"from convai.io import download; download.fetch({url!r})", cache)
     assert server.at_gate.wait(10)
     wait_until(lambda: [part for part in cache.glob("*.part") if part.stat().st_size >= 2 * BLOCK])
     process.send_signal(signal.SIGINT)

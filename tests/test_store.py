@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from conftest import TEXTS, make_dialogs
 
-from convai.data import inputs as utils
+import utils
 from convai.data import store
 from convai.data.store import DialogSplit, build_arrays, read_store, write_store
 from convai.errors import UserError

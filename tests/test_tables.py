@@ -91,7 +91,7 @@ def test_the_validation_part_by_any_of_its_names(tmp_path, name, layout):
 def test_a_test_part_is_evaluated_on_but_not_validated_on(tmp_path, caplog):
     write_parquet(tmp_path / "data" / "train.parquet", TRAIN)
     write_parquet(tmp_path / "data" / "test.parquet", VALID)
-    with caplog.at_level("INFO", "formats"):
+    with caplog.at_level("INFO", "convai.data.formats"):
         splits = find_source(str(tmp_path / "data")).load()
     assert splits["valid"][0] in TRAIN and "its test split is not used" in caplog.text
     assert load_for_evaluation(str(tmp_path / "data")) == (TRAIN, VALID)
@@ -123,7 +123,7 @@ def test_unknown_columns_are_named(tmp_path, caplog):
     for folder, named in (("a", '"id" (5 times)'), ("b", '"topic" (10 times)')):
         caplog.clear()
         find_source(str(tmp_path / folder)).splits()
-        assert [r.getMessage() for r in caplog.records if r.name == "schema"] == [
+        assert [r.getMessage() for r in caplog.records if r.name == "convai.data.schema"] == [
             f"{tmp_path / folder}: ignored, as no such keys are known: {named}"
         ]
 
@@ -229,7 +229,7 @@ def test_reading_other_forms_does_not_import_the_package():
 
 def test_the_published_download_failing_names_both_ways_out(monkeypatch, tmp_path):
     monkeypatch.setenv("CONVAI_CACHE", str(tmp_path))
-    monkeypatch.setattr("formats.PERSONACHAT_URL", "http://127.0.0.1:9/personachat.json")
+    monkeypatch.setattr("convai.data.formats.PERSONACHAT_URL", "http://127.0.0.1:9/personachat.json")
     with pytest.raises(UserError, match=r"cannot download .* hub:AlekseyKorshuk/persona-chat .*--dataset_path FILE"):
         find_source("")
 
