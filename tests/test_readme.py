@@ -245,6 +245,7 @@ def test_error_messages_are_those_of_the_code():
     # Without quotes and line breaks within a message, so that strings over several lines read as one.
     code = " ".join(path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.py"), *ROOT.glob("convai/**/*.py")])
     code = re.sub(r"['\"]\s*\n\s*f?['\"]", "", code)
+    code = re.sub(r"\{argument\(['\"](\w+)['\"]\)\}", r"--\1", code)  # as scripts show it
     code = re.sub(r"\{[^{}]*\}", "...", code)
     messages = re.findall(r"^\| `([^`]+)` \|", TEXT_OF["docs/troubleshooting.md"], re.MULTILINE)
     assert len(messages) > 10

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from convai.errors import UserError
+from convai.errors import UserError, argument
 from convai.io.files import write_text
 from convai.options import EvaluationOptions
 
@@ -101,7 +101,8 @@ def check_output(path: str) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         open(path, "a").close()
     except OSError as error:
-        raise UserError(f"--output {path} cannot be written ({error.strerror}); choose another file.") from error
+        reason = f"{argument('output')} {path} cannot be written ({error.strerror})"
+        raise UserError(f"{reason}; choose another file.") from error
 
 
 def write_results(args: EvaluationOptions, results: Mapping[str, Result], data: str) -> None:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from convai.data.store import DialogSplit, TokenIds
-from convai.errors import UserError
+from convai.errors import UserError, argument
 from convai.io.files import atomic_write, remove, write_json
 from convai.model.double_heads import DoubleHeadsModel, save_model
 from convai.model.tokenization import DialogTokenizer
@@ -70,7 +70,7 @@ def create_run_folder(
         write_json(run / PERSONAS_FILE, personas)
     except OSError as error:
         raise UserError(
-            f"the run folder {run} cannot be written ({error.strerror}); give another --output_dir."
+            f"the run folder {run} cannot be written ({error.strerror}); give another {argument('output_dir')}."
         ) from error
     logger.info("run folder: %s", run)
     return run

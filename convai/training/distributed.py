@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from convai.device import choose_device
-from convai.errors import UserError
+from convai.errors import UserError, argument
 
 # How long a rank waits for another: one of them may be tokenizing a large data set, or downloading it.
 PATIENCE = timedelta(hours=2)
@@ -30,8 +30,8 @@ def process_group(device_name: str, local_rank: int = -1) -> Iterator[torch.devi
     """
     if "WORLD_SIZE" not in os.environ:
         if local_rank >= 0:
-            raise UserError("--local_rank is set by a launcher, and there is none; start several processes with "
-                            "`torchrun --nproc_per_node=N train.py ...`.")  # fmt: skip
+            raise UserError(f"{argument('local_rank')} is set by a launcher, and there is none; start several "
+                            "processes with `torchrun --nproc_per_node=N train.py ...`.")  # fmt: skip
         yield choose_device(device_name)
         return
     if device_name not in ("", "cuda"):
@@ -41,7 +41,7 @@ def process_group(device_name: str, local_rank: int = -1) -> Iterator[torch.devi
     local_rank = int(os.environ["LOCAL_RANK"])
     if is_cuda and local_rank >= torch.cuda.device_count():
         raise UserError(f"there is no GPU for local rank {local_rank}: this machine has {torch.cuda.device_count()}; "
-                        "start fewer processes, or give --device cpu.")  # fmt: skip
+                        f"start fewer processes, or give {argument('device')} cpu.")  # fmt: skip
     device = choose_device(f"cuda:{local_rank}" if is_cuda else device_name)
     if is_cuda:
         torch.cuda.set_device(device)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from convai.device import warn_if_bf16_is_slow
-from convai.errors import UserError
+from convai.errors import UserError, argument
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -43,7 +43,7 @@ class Precision:
         """`level` is one of apex's, "" for O0, the only one that bf16 goes with; else UserError."""
         self.level = level or "O0"
         if bf16 and self.level != "O0":
-            raise UserError(f"--fp16 {level} and --bf16 exclude each other; leave one out.")
+            raise UserError(f"{argument('fp16')} {level} and {argument('bf16')} exclude each other; leave one out.")
         if bf16:
             warn_if_bf16_is_slow(device)
         self.device_type = torch.device(device).type

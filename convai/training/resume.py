@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from convai.errors import UserError
+from convai.errors import UserError, argument
 from convai.io.files import read_json_object
 from convai.options import OptionsParser, TrainingOptions
 from convai.training.checkpoint import TrainingParts
@@ -44,9 +44,10 @@ def resolve_options(parser: OptionsParser[TrainingOptions], argv: list[str] | No
     parser.set_defaults(**{name: value for name, value in stored.items() if name not in machine})
     args = parser.parse_args(argv)
     if changed := differences(args, stored):
-        raise UserError(f"--resume {args.resume}: it was trained with {', '.join(changed)}; leave these options out "
-                        "to go on with the run, or, to train on with others from its weights, give "
-                        f"--model {run} --output_dir OTHER instead of --resume.")  # fmt: skip
+        raise UserError(f"{argument('resume')} {args.resume}: it was trained with {', '.join(changed)}; leave these "
+                        "options out to go on with the run, or, to train on with others from its weights, give "
+                        f"{argument('model')} {run} {argument('output_dir')} OTHER instead of "
+                        f"{argument('resume')}.")  # fmt: skip
     return args
 
 
@@ -60,8 +61,8 @@ def run_of(folder: Path) -> Path:
     """Return the run folder of a run or of one of its checkpoints; UserError where it is neither."""
     run = folder.parents[1] if (folder / STATE_FILE).is_file() else folder
     if not (run / ARGUMENTS_FILE).is_file():
-        raise UserError(f"--resume {folder} is not the folder of a run: it has no arguments.json; give one that "
-                        "train.py made, or auto.")  # fmt: skip
+        raise UserError(f"{argument('resume')} {folder} is not the folder of a run: it has no arguments.json; give "
+                        "one that train.py made, or auto.")  # fmt: skip
     return run
 
 
@@ -81,7 +82,7 @@ def find_checkpoint(args: TrainingOptions) -> Path | None:
         return folder
     if checkpoint := newest_readable(folder):
         return checkpoint
-    raise UserError(f"--resume {folder}: there is no readable checkpoint in {folder / 'checkpoints'}; "
+    raise UserError(f"{argument('resume')} {folder}: there is no readable checkpoint in {folder / 'checkpoints'}; "
                     "start the run anew.")  # fmt: skip
 
 

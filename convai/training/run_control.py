@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch.utils.data import DataLoader
 
-from convai.errors import UserError
+from convai.errors import UserError, argument
 from convai.options import TrainingOptions
 from convai.training.checkpoint import Checkpoints
 from convai.training.distributed import is_first_rank
@@ -81,7 +81,8 @@ class RunControl:
         output = result_of(engine)
         if not math.isfinite(output.loss) or not (math.isfinite(output.grad_norm) or output.was_skipped):
             raise UserError(f"update {self.update}: the loss is {output.loss} and its gradient's norm "
-                            f"{output.grad_norm}; try a lower --lr, --warmup 500, or --bf16 instead of fp16; "
+                            f"{output.grad_norm}; try a lower {argument('lr')}, {argument('warmup')} 500, or "
+                            f"{argument('bf16')} instead of fp16; "
                             f"{what_is_left(self.checkpoints.run)}")  # fmt: skip
         epoch_length = cast(int, engine.state.epoch_length)  # known while it runs
         ends_epoch = self.update % epoch_length == 0 or self.update == self.n_updates
@@ -142,11 +143,14 @@ def explained_failures(run: Path) -> Iterator[None]:
         raise
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise UserError("out of memory; lower --train_batch_size and raise --gradient_accumulation_steps by as "
-                            "much (the result is the same), or give --gradient_checkpointing, --bf16, a lower "
-                            f"--valid_batch_size or --num_candidates; {what_is_left(run)}") from error  # fmt: skip
+            raise UserError(f"out of memory; lower {argument('train_batch_size')} and raise "
+                            f"{argument('gradient_accumulation_steps')} by as much (the result is the same), or give "
+                            f"{argument('gradient_checkpointing')}, {argument('bf16')}, a lower "
+                            f"{argument('valid_batch_size')} or {argument('num_candidates')}; "
+                            f"{what_is_left(run)}") from error  # fmt: skip
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise UserError(f"--compile does not work here ({str(error).splitlines()[0]}); leave it out.") from error
+            raise UserError(f"{argument('compile')} does not work here ({str(error).splitlines()[0]}); leave it "
+                            "out.") from error  # fmt: skip
         logger.error("%s: %s", type(error).__name__, error)
         raise
     except OSError as error:

@@ -16,7 +16,7 @@ import socket
 from datetime import datetime
 from pathlib import Path
 
-from convai.errors import UserError
+from convai.errors import UserError, argument
 from convai.io.files import TEMPORARY_FILES, remove
 from convai.training.validations import METRICS_FILE, read_validations
 
@@ -46,7 +46,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 def what_is_left(run: Path) -> str:
     """Return a sentence on the newest checkpoint of a run that ended early."""
     if checkpoints := list_checkpoints(run):
-        return f"the checkpoint {checkpoints[-1]} is intact: go on with --resume {run}."
+        return f"the checkpoint {checkpoints[-1]} is intact: go on with {argument('resume')} {run}."
     return "there is no earlier checkpoint."
 
 
@@ -73,13 +73,13 @@ def check_is_free(folder: Path, may_be_set_aside: bool = False) -> None:
     can_be_renamed = folder.resolve() not in (here, *here.parents)
     if not found or (may_be_set_aside and can_be_renamed):
         return
-    ways = [] if found in WEIGHTS_FILES else [f"go on with it by --resume {folder}"]
+    ways = [] if found in WEIGHTS_FILES else [f"go on with it by {argument('resume')} {folder}"]
     ways += ["give another folder"]
     if can_be_renamed:
-        ways += [f"or --set_aside, which renames this one to {free_name(folder)}"]
+        ways += [f"or {argument('set_aside')}, which renames this one to {free_name(folder)}"]
     elif may_be_set_aside:
-        ways += ["as --set_aside cannot rename the current folder or one around it"]
-    raise UserError(f"--output_dir {folder} holds a run or a model already ({found}): {', '.join(ways)}.")
+        ways += [f"as {argument('set_aside')} cannot rename the current folder or one around it"]
+    raise UserError(f"{argument('output_dir')} {folder} holds a run or a model already ({found}): {', '.join(ways)}.")
 
 
 def free_name(folder: Path) -> Path:
