@@ -15,6 +15,8 @@ from convai.model.config import ModelConfig
 from convai.model.double_heads import DoubleHeadsModel, save_model
 from convai.model.tokenization import DialogTokenizer, train_vocabulary
 
+# What fails in an assertion of these is told in as much detail as in the tests' own.
+pytest.register_assert_rewrite("chat_program", "dialog_files", "parlai_evaluations", "tokenized_dialogs")
 speak_of_options()  # as the scripts do, whose messages users see
 torch.set_num_threads(1)  # on models this tiny, threads only wait for each other
 

@@ -12,7 +12,8 @@ ROOMS = ["errors", "options", "device", "io", "model", "data", "dialog", "evalua
 SIBLINGS = {"evaluation", "training"}  # neither needs the other
 MODULES = sorted((ROOT / "convai").rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("*.py"))
-SOURCES = [*MODULES, *SCRIPTS, *sorted((ROOT / "bench").glob("*.py")), *sorted((ROOT / "scripts").glob("*.py"))]
+TOOLS_AND_TESTS = sorted(path for folder in ("bench", "scripts", "tests") for path in (ROOT / folder).glob("*.py"))
+SOURCES = [*MODULES, *SCRIPTS, *TOOLS_AND_TESTS]
 
 
 def imported(path: Path) -> set[str]:

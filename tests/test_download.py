@@ -267,7 +267,7 @@ def test_impossible_urls(url, monkeypatch):
 
 
 def test_full_disk(server, full_disk):
-    with pytest.raises(UserError, match="no space left on the disk\. free some"):
+    with pytest.raises(UserError, match=r"no space left on the disk\. free some"):
         fetch(server.url("/data/persona.json"), advice="free some")
     assert len(server.requests) == 1
 
