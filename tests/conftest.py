@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -17,6 +18,8 @@ from convai.model.tokenization import DialogTokenizer, train_vocabulary
 
 # What fails in an assertion of these is told in as much detail as in the tests' own.
 pytest.register_assert_rewrite("chat_program", "dialog_files", "parlai_evaluations", "tokenized_dialogs")
+# A shell ignores Ctrl-C on behalf of what it starts in the background, and so would all processes of these tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 speak_of_options()  # as the scripts do, whose messages users see
 torch.set_num_threads(1)  # on models this tiny, threads only wait for each other
 
