@@ -303,6 +303,8 @@ def test_transformers_own_generation_stops_at_eos(checkpoint, tokenizer):
 
 def test_the_history_of_training_is_the_default(checkpoint, tokenizer, caplog):
     assert DialogAgent.load(checkpoint, device="cpu").max_history == 2  # unknown: as published
+    (checkpoint / "arguments.json").write_text('{"max_history": "all"}')  # of another program
+    assert DialogAgent.load(checkpoint, device="cpu").max_history == 2
     (checkpoint / "arguments.json").write_text('{"max_history": 0}')  # as older runs record it
     assert DialogAgent.load(checkpoint, device="cpu").max_history == 0
     inner = checkpoint / "checkpoints" / "update-1"

@@ -60,6 +60,21 @@ def locate_finetuned(model: str, model_checkpoint: str = "") -> Path:
     return folder
 
 
+def recorded_max_history(folder: Path) -> int | None:
+    """Return the max_history in the options of the run that wrote a checkpoint; None where they do not say.
+
+    `folder` is RUN or RUN/checkpoints/update-N; the options are in RUN/arguments.json.
+    """
+    inside = folder.resolve().parent
+    runs = [folder, inside.parent] if inside.name == "checkpoints" else [folder]
+    for path in (run / "arguments.json" for run in runs):
+        if path.is_file():
+            value = read_json_object(path).get("max_history")
+            # The file of another program may mean something else by that name.
+            return value if type(value) is int and value >= 0 else None
+    return None
+
+
 def read_config(folder: Path) -> dict:
     """Return config.json of a checkpoint folder as a dict; UserError where it is missing or no JSON object."""
     path = folder / "config.json"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from convai.errors import UserError, argument
 from convai.io.files import atomic_write, write_json
-from convai.io.pretrained import read_config
+from convai.io.pretrained import read_config, recorded_max_history
 from convai.model.config import ModelConfig
 from convai.model.cpu_kernels import Dropout, embed_tokens
 from convai.model.tokenization import DialogTokenizer
@@ -33,7 +33,6 @@ from convai.model.weights import (
     RANKING_HEAD,
     describe_names,
     read_weights,
-    recorded_option,
     rename,
 )
 
@@ -156,7 +155,7 @@ def load_model(
     config = ModelConfig.from_dict(read_config(folder), str(folder / "config.json"))
     config.extra |= dict(zip(TOKEN_ID_KEYS, (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id), strict=True))
     if config.max_history is None:  # written before config.json had it
-        config.max_history = recorded_option(folder, "max_history")
+        config.max_history = recorded_max_history(folder)
     if from_scratch:
         config.vocab_size = len(tokenizer)
         config.ranking_is_trained = False

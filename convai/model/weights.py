@@ -12,7 +12,6 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -155,18 +154,6 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
     # Some trainers put the weights beside other things.
     inner = [weights[key] for key in ("mymodel", "model", "state_dict") if isinstance(weights, dict) and key in weights]
     return inner[0] if len(inner) == 1 and isinstance(inner[0], dict) else weights
-
-
-def recorded_option(folder: Path, name: str) -> Any:
-    """Return an option of the training run that wrote a checkpoint (RUN or RUN/checkpoints/update-N); None: unknown."""
-    inside = folder.resolve().parent
-    for path in (
-        folder / "arguments.json",
-        *([inside.parent / "arguments.json"] if inside.name == "checkpoints" else []),
-    ):
-        if path.is_file():
-            return read_json_object(path).get(name)
-    return None
 
 
 def describe_names(names: list[str]) -> str:
