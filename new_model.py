@@ -10,7 +10,8 @@ from convai.data.formats import find_source
 from convai.errors import UserError, report_user_errors
 from convai.io.files import write_json
 from convai.io.pretrained import locate_checkpoint
-from convai.model.tokenization import load_tokenizer, train_vocabulary
+from convai.model.loading import load_tokenizer
+from convai.model.tokenization import train_vocabulary
 from convai.options import NewModelOptions, new_model_parser
 from convai.training.run_folder import what_would_be_lost
 

@@ -11,6 +11,7 @@ arguments.json, metrics.jsonl with every validation, and TensorBoard's event fil
 """
 
 from convai.errors import UserError, report_user_errors
+from convai.model.loading import add_adapters, base_record, load_model, load_tokenizer
 from convai.options import TrainingOptions, training_parser
 
 if __name__ == "__main__":
@@ -35,8 +36,9 @@ from convai.data.inputs import InputBuilder, longest_persona
 from convai.data.store import DialogSplit
 from convai.io.pretrained import locate_checkpoint
 from convai.model.config import ModelConfig
-from convai.model.double_heads import DoubleHeadsModel, load_model
-from convai.model.tokenization import DialogTokenizer, load_tokenizer
+from convai.model.double_heads import DoubleHeadsModel
+from convai.model.heads import DoubleHeads
+from convai.model.tokenization import DialogTokenizer
 from convai.model.vocabulary import SPECIAL_TOKENS
 from convai.training import resume
 from convai.training.checkpoint import Checkpoints, TrainingParts, create_run_folder
@@ -51,6 +53,8 @@ from convai.training.updates import RunSize, TreeDataset, Update, UpdateSampler,
 from utils import build_input_from_segments, get_dataset
 
 __all__ = ["SPECIAL_TOKENS", "build_input_from_segments", "get_data_loaders", "train"]  # as published
+
+NEW_HEAD_LR = 1e-3  # of a ranking head on a model that knows dialogs already, and moves little
 
 logger = logging.getLogger("train")
 
@@ -70,7 +74,7 @@ def train(args: TrainingOptions, device: torch.device) -> None:
     if not resumed and is_first_rank():
         check_output_folder(args)
     source, tokenizer, splits = prepare_data(args, resumed)
-    model = prepare_model(args, source, tokenizer, device, from_scratch=args.from_scratch and not resumed)
+    model = prepare_model(args, source, tokenizer, device, goes_on=resumed is not None)
     if args.align_history:
         align_history(args, model.config, splits["train"])
     train_loader, valid_loader = get_data_loaders(args, splits, tokenizer, model.config, device)
@@ -110,21 +114,33 @@ def prepare_data(args: TrainingOptions, resumed: Path | None) -> tuple[Path, Dia
     # One rank of each machine downloads and tokenizes; the others wait, then read. A failure there ends them all.
     with idist.one_rank_first(local=True):
         source = resumed or locate_checkpoint(args.model_checkpoint)
-        tokenizer = load_tokenizer(source, args.tokenization, args.dialog_token_ids)
+        tokenizer = load_tokenizer(source, args.tokenization, args.dialog_token_ids, args.layout)
         return source, tokenizer, get_dataset(tokenizer, args.dataset_path, args.dataset_cache)
 
 
 def prepare_model(
-    args: TrainingOptions, source: Path, tokenizer: DialogTokenizer, device: torch.device, from_scratch: bool
-) -> DoubleHeadsModel:
-    """Load the weights, or draw new ones, with embeddings for the dialog tokens."""
-    model = load_model(source, tokenizer, from_scratch=from_scratch, for_training=True, seed=args.seed)
+    args: TrainingOptions, source: Path, tokenizer: DialogTokenizer, device: torch.device, goes_on: bool
+) -> DoubleHeads:
+    """Load the weights, or draw new ones, with embeddings for the dialog tokens, and adapters where they are asked for."""
+    from_scratch = args.from_scratch and not goes_on
+    token_types = None if args.token_types is None else args.token_types == "on"
+    model = load_model(
+        source, tokenizer, token_types=token_types, from_scratch=from_scratch, for_training=True,
+        keeps_adapter=goes_on, seed=args.seed,
+    )  # fmt: skip
     model.config.max_history = args.max_history  # what chat and evaluation then use, too
-    model.transformer.gradient_checkpointing = args.gradient_checkpointing
+    if args.lora_rank and not goes_on:
+        base = base_record(args.model_checkpoint, source)
+        add_adapters(model, tokenizer, args.lora_rank, args.lora_alpha, args.lora_dropout, base)
+    if args.gradient_checkpointing:
+        model.keep_less()
     if args.compile:
-        model.transformer.compile_blocks()
+        model.compile_layers()
     n_weights = sum(parameter.numel() for parameter in model.parameters())
-    logger.info("%s: %.1f M weights, %d tokens", model.config.family, n_weights / 1e6, len(tokenizer))
+    n_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    share = f", of which {n_trained / 1e6:.1f} M are trained" if n_trained < n_weights else ""
+    logger.info("%s: %.1f M weights%s, %d tokens, layout %s",
+                model.config.family, n_weights / 1e6, share, len(tokenizer), tokenizer.layout)  # fmt: skip
     return model.to(device)
 
 
@@ -188,7 +204,7 @@ def count_updates(args: TrainingOptions, train_loader: DataLoader) -> int:
 
 def prepare_parts(
     args: TrainingOptions,
-    model: DoubleHeadsModel,
+    model: DoubleHeads,
     tokenizer: DialogTokenizer,
     n_updates: int,
     device: torch.device | str,
@@ -200,8 +216,20 @@ def prepare_parts(
             return (update + 1) / (args.warmup + 1)
         return max(0.0, (n_updates - update) / max(1, n_updates - args.warmup))
 
-    # The published optimizer's epsilon, and like it no weight decay.
-    make_optimizer = partial(torch.optim.AdamW, lr=args.lr, eps=1e-6, weight_decay=0.0, fused=True)
+    def make_optimizer(named: list[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
+        is_head = {name: name.startswith("multiple_choice_head.") and head_lr != args.lr for name, _ in named}
+        groups = [
+            {"params": [weight for name, weight in named if is_head[name] == of_head], "lr": lr}
+            for of_head, lr in ((False, args.lr), (True, head_lr))
+        ]
+        # The published optimizer's epsilon, and like it no weight decay.
+        return torch.optim.AdamW([group for group in groups if group["params"]], eps=1e-6, weight_decay=0.0, fused=True)
+
+    is_own = isinstance(model, DoubleHeadsModel)
+    head_lr = args.head_lr or (args.lr if is_own else NEW_HEAD_LR)
+    if args.fp16 in ("O2", "O3") and not is_own:
+        raise UserError(f"--fp16 {args.fp16}: of a {model.config.family} not all parts compute rightly with fp16 "
+                        "weights; give --fp16 O1 or --bf16.")  # fmt: skip
     precision = Precision(args.fp16, args.bf16, device)
     model, optimizer = precision.prepare(model, make_optimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_lr)
@@ -233,7 +261,7 @@ def create_trainer(
     return Engine(make_update)
 
 
-def train_ranking_head(args: TrainingOptions, trainer: Engine, model: DoubleHeadsModel, train: TreeDataset) -> bool:
+def train_ranking_head(args: TrainingOptions, trainer: Engine, model: DoubleHeads, train: TreeDataset) -> bool:
     """Have the model's config record that its ranking head is trained, once it is; return whether it is or will be."""
     # A lone candidate has no gradient: such updates would teach the head nothing.
     if args.mc_coef > 0 and train.offers_a_choice():

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convai.data.formats import PERSONACHAT_URL, find_source
-from convai.data.inputs import TokenNumbers, lay_out, positions
+from convai.data.inputs import positions
+from convai.data.layouts import TokenNumbers, lay_out
 from convai.data.store import FORMAT_VERSION, DialogSplit, TokenIds, open_or_build
 from convai.io.pretrained import RELEASED_MODEL_URL, locate_finetuned
 from convai.model.tokenization import DialogTokenizer

@@ -19,7 +19,7 @@ from bench.setting import MAX_HISTORY, Disagreement, Setting
 from convai.data.formats import Dialog, find_source
 from convai.data.inputs import InputBuilder
 from convai.data.store import build_arrays, read_store
-from convai.model.tokenization import load_tokenizer
+from convai.model.loading import load_tokenizer
 from convai.training.updates import TreeDataset
 from utils import get_dataset
 

@@ -26,9 +26,10 @@ from convai.data.store import DialogSplit, Example, build_arrays
 from convai.device import choose_device
 from convai.errors import UserError
 from convai.io.pretrained import locate_checkpoint, read_config
-from convai.model.double_heads import DoubleHeadsModel, load_model, save_model
+from convai.model.double_heads import DoubleHeadsModel
+from convai.model.loading import load_model, load_tokenizer, save_model
 from convai.model.quantization import lower_precision
-from convai.model.tokenization import DialogTokenizer, load_tokenizer, train_vocabulary
+from convai.model.tokenization import DialogTokenizer, train_vocabulary
 from convai.training.updates import TreeDataset
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

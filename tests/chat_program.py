@@ -9,7 +9,7 @@ import pytest
 from conftest import TEXTS, tiny_model
 
 import interact
-from convai.model.double_heads import save_model
+from convai.model.loading import save_model
 from convai.model.tokenization import train_vocabulary
 
 PERSONA = ["i keep bees .", "i have two dogs ."]

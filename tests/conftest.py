@@ -13,7 +13,8 @@ import torch
 
 from convai.errors import speak_of_options
 from convai.model.config import ModelConfig
-from convai.model.double_heads import DoubleHeadsModel, save_model
+from convai.model.double_heads import DoubleHeadsModel
+from convai.model.loading import save_model
 from convai.model.tokenization import DialogTokenizer, train_vocabulary
 
 # What fails in an assertion of these is told in as much detail as in the tests' own.

@@ -10,7 +10,7 @@ from torch import Tensor
 from bench import reference
 from convai.data.inputs import InputBuilder, Prompt
 from convai.dialog.decoding import DecodingSettings, generate_replies
-from convai.model.double_heads import save_model
+from convai.model.loading import save_model
 from convai.model.tokenization import UNKNOWN_TOKEN, train_vocabulary
 
 GREEDY = DecodingSettings(no_sample=True, max_length=12, min_length=0)

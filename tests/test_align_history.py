@@ -14,8 +14,7 @@ from convai.dialog.agent import Context, DialogAgent
 from convai.dialog.decoding import DecodingSettings
 from convai.errors import UserError
 from convai.model.config import ModelConfig
-from convai.model.double_heads import load_model, save_model
-from convai.model.tokenization import load_tokenizer
+from convai.model.loading import load_model, load_tokenizer, save_model
 from utils import build_input_from_segments
 
 

@@ -9,7 +9,7 @@ from slow_decoding import GREEDY, allowed_logits, model_that_ends, slow_greedy, 
 from bench import reference
 from convai.data.inputs import InputBuilder, Prompt
 from convai.dialog.decoding import DecodingSettings, generate_replies
-from convai.model.double_heads import save_model
+from convai.model.loading import save_model
 from convai.model.tokenization import UNKNOWN_TOKEN
 
 model = slow_decoding.model

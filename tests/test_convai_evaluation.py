@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import convai_evaluation
 from convai.evaluation.report import print_final_line, print_table, run
-from convai.model.double_heads import save_model
+from convai.model.loading import save_model
 from convai.model.tokenization import train_vocabulary
 
 

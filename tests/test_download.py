@@ -359,7 +359,7 @@ def test_archive_stays_when_the_disk_is_full(server, monkeypatch):
     archive = fetch(url)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(28, "full")))
-        patch.setattr(download, "_locked", lambda path: download.contextlib.nullcontext())
+        patch.setattr(download, "locked", lambda path: download.contextlib.nullcontext())
         with pytest.raises(UserError, match="no space left"):
             fetch_archive(url)
     assert archive.exists()

@@ -5,7 +5,8 @@ from conftest import TEXTS
 
 from convai.dialog.agent import DialogAgent
 from convai.errors import UserError, argument, report_user_errors, speak_of_options
-from convai.model.tokenization import load_tokenizer, train_vocabulary
+from convai.model.loading import load_tokenizer
+from convai.model.tokenization import train_vocabulary
 
 
 @pytest.fixture

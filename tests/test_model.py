@@ -13,8 +13,7 @@ from convai.data.batches import collate_trees
 from convai.data.inputs import InputBuilder
 from convai.data.store import Example
 from convai.errors import UserError
-from convai.model.double_heads import load_model, save_model
-from convai.model.tokenization import load_tokenizer
+from convai.model.loading import load_model, load_tokenizer, save_model
 from convai.model.transformer import tree_mask
 
 

@@ -16,7 +16,7 @@ from parlai_evaluations import by_ourselves, figures_of, parlai
 import convai_evaluation
 from convai.dialog.agent import Context
 from convai.errors import UserError
-from convai.model.double_heads import save_model
+from convai.model.loading import save_model
 from convai.options import evaluation_parser
 
 dialogs_file = parlai_evaluations.dialogs_file

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, R
 from convai.errors import UserError
 from convai.io.files import read_json_object
 from convai.io.pretrained import locate_checkpoint, read_config
-from convai.model.tokenization import load_tokenizer
+from convai.model.loading import load_tokenizer
 
 
 class Hub:

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 from conftest import ROOT, TEXTS, tiny_model
 
-from convai.model.double_heads import save_model
+from convai.model.loading import save_model
 from convai.model.tokenization import train_vocabulary
 
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -5,7 +5,8 @@ import json
 import pytest
 from conftest import DEVELOPMENT_DATA, TEXTS, needs
 
-from convai.model.tokenization import SPECIAL_TOKENS, DialogTokenizer, GptTokenizer, load_tokenizer, train_vocabulary
+from convai.model.loading import load_tokenizer
+from convai.model.tokenization import SPECIAL_TOKENS, DialogTokenizer, GptTokenizer, train_vocabulary
 
 TRICKY = [
     "i'm sure they're not what we'd've said ; it's bob's , and she'll say y'all can't .",

@@ -6,7 +6,8 @@ import pytest
 from conftest import TEXTS
 
 from convai.errors import UserError
-from convai.model.tokenization import SPECIAL_TOKENS, GptTokenizer, load_tokenizer, train_vocabulary
+from convai.model.loading import load_tokenizer
+from convai.model.tokenization import SPECIAL_TOKENS, GptTokenizer, train_vocabulary
 
 # Dialog tokens
 

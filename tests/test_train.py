@@ -14,8 +14,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 import train
 from bench.reference import load_reference_model
-from convai.model.double_heads import load_model
-from convai.model.tokenization import load_tokenizer, train_vocabulary
+from convai.model.loading import load_model, load_tokenizer
+from convai.model.tokenization import train_vocabulary
 from convai.training.validations import best_of
 
 FAST = ["--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--lr", "1e-3", "--device", "cpu"]

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from convai.dialog.agent import Context, DialogAgent
 from convai.dialog.decoding import DecodingSettings
 from convai.errors import UserError
-from convai.model.double_heads import load_model, save_model
-from convai.model.tokenization import SPECIAL_TOKENS, Gpt2Tokenizer, load_tokenizer, train_vocabulary
+from convai.model.loading import load_model, load_tokenizer, save_model
+from convai.model.tokenization import SPECIAL_TOKENS, Gpt2Tokenizer, train_vocabulary
 
 
 def change_json(path, **changes) -> None:

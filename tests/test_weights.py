@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from convai.dialog.agent import Context, DialogAgent
 from convai.dialog.decoding import DecodingSettings
 from convai.errors import NoFigure, UserError
-from convai.model.double_heads import load_model, save_model
-from convai.model.tokenization import SPECIAL_TOKENS, load_tokenizer
+from convai.model.loading import load_model, load_tokenizer, save_model
+from convai.model.tokenization import SPECIAL_TOKENS
 
 QUESTION = (Context([TEXTS[7], TEXTS[6]], [TEXTS[0]]), [TEXTS[1], TEXTS[3], TEXTS[5]])
 WTE = {"openai-gpt": "transformer.tokens_embed.weight", "gpt2": "transformer.wte.weight"}

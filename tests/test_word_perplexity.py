@@ -11,7 +11,7 @@ from bench import reference
 from convai.data.formats import read_splits
 from convai.dialog.agent import Context, DialogAgent
 from convai.evaluation.metrics import WordPerplexity, count_words, figures, perplexity_summands, split_words
-from convai.model.tokenization import load_tokenizer
+from convai.model.loading import load_tokenizer
 
 PERSONA = [TEXTS[7], TEXTS[6]]
 QUESTIONS = [

@@ -37,7 +37,7 @@ class TreeBatch:
         return len(self.lm_targets)
 
     def model_inputs(self) -> dict[str, Tensor]:
-        """Return the arguments of DoubleHeadsModel.forward."""
+        """Return the arguments of DoubleHeads.forward."""
         names = (
             "input_ids",
             "token_type_ids",

@@ -5,16 +5,18 @@ Training, chat and evaluation all build their inputs here. From file to batch:
     get_dataset -> DialogSplit[i] -> Example -> InputBuilder.fit -> InputBuilder.tree -> collate_trees -> TreeBatch
     (file, cache)  (token ids)                  (length limit)      (one sequence)      (tensors)
 
-The sequence itself, as published, can be read in utils.build_input_from_segments.
+How persona and turns are laid out is for layouts.py; the published sequence can be read in
+utils.build_input_from_segments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from functools import cached_property
+from typing import NamedTuple, TypeVar
 
+from convai.data.layouts import Layout, layout_of, n_speakers_context
 from convai.data.store import DialogSplit, TokenIds
 from convai.model.tokenization import DialogTokenizer
-from convai.model.vocabulary import SPECIAL_TOKENS
 
 Turn = TypeVar("Turn")  # text or token ids
 
@@ -22,41 +24,6 @@ Turn = TypeVar("Turn")  # text or token ids
 def cut_history(history: Sequence[Turn], max_history: int) -> Sequence[Turn]:
     """Return the last `2 * max_history + 1` utterances: `max_history` exchanges and the turn to answer."""
     return history[-(2 * max_history + 1) :]
-
-
-class TokenNumbers(Protocol):
-    """What has an id for each of the dialog tokens: our tokenizers, and those of transformers."""
-
-    def convert_tokens_to_ids(self, tokens: Sequence[str], /) -> list[int]: ...
-
-
-class Segment(NamedTuple):
-    """Token ids that one speaker says, given by the speaker's token; `is_target` where they are to be predicted."""
-
-    ids: Sequence[int]
-    speaker: int
-    is_target: bool = False
-
-
-def lay_out(
-    persona: Sequence[TokenIds],
-    history: Sequence[TokenIds],
-    reply: TokenIds,
-    tokenizer: TokenNumbers,
-    with_eos: bool = True,
-) -> list[Segment]:
-    """Return the segments of one input in their order (Wolf et al., 2019, section 3).
-
-    <bos> persona... | <speaker2> user turn | <speaker1> own turn | ... | <speaker1> reply <eos>
-    """
-    bos, eos, speaker1, speaker2 = tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[:4])
-    segments = [Segment([bos], speaker1), *(Segment(sentence, speaker1) for sentence in persona)]
-    for n_turns_to_reply, turn in zip(range(len(history), 0, -1), history, strict=True):
-        # Counted backwards from the reply, so that a history that starts with an own turn keeps its roles.
-        speaker = speaker2 if n_turns_to_reply % 2 else speaker1
-        segments.append(Segment([speaker, *turn], speaker))
-    target = Segment([*reply, eos] if with_eos else reply, speaker1, is_target=True)
-    return [*segments, Segment([speaker1], speaker1), target]
 
 
 def positions(n_persona: int, n_tokens: int, history_start: int | None = None) -> list[int]:
@@ -96,36 +63,38 @@ def fit_segments(
     candidates: Sequence[TokenIds],
     max_positions: int,
     history_start: int | None = None,
+    n_context: Callable[[Sequence[TokenIds], Sequence[TokenIds]], int] = n_speakers_context,
 ) -> Fitted:
     """Cut segments until context and longest candidate take at most `max_positions` positions.
 
     First the oldest utterances go, then the beginning of the last one (its final token stays as long as possible), then
-    persona sentences from the last, then that token. Candidates too long even so lose their ends, never their <eos>.
+    persona sentences from the last, then that token. Candidates too long even so lose their ends, never their end mark.
 
     With `history_start` the persona takes the positions before it, no more and no less: a longer one loses its end.
+    `n_context` counts the tokens of a layout's context.
     """
-    longest = max(map(len, candidates)) + 1  # <eos>
-    n_persona = 1 + sum(map(len, persona))  # <bos>
+    longest = max(map(len, candidates)) + 1  # its end
     was_cut = False
-    if history_start is not None and n_persona > history_start:
+    if history_start is not None and 1 + sum(map(len, persona)) > history_start:  # <bos>
         persona, was_cut = _cut_end(persona, history_start - 1), True
-    n_persona = n_persona if history_start is None else history_start
-    excess = n_persona + sum(len(turn) + 1 for turn in history) + 1 + longest - max_positions  # 1: <speaker1>
-    if excess <= 0:
+
+    def excess() -> int:
+        n_skipped = 0 if history_start is None else history_start - 1 - sum(map(len, persona))
+        return n_skipped + n_context(persona, history) + longest - max_positions
+
+    if excess() <= 0:
         return Fitted(persona, history, candidates, was_cut)
     persona, history = list(persona), list(history)
-    while excess > 0 and len(history) > 1:
-        excess -= len(history.pop(0)) + 1
-    if excess > 0 and history:
-        n_cut = max(0, min(excess, len(history[0]) - 1))
-        history[0] = history[0][n_cut:]
-        excess -= n_cut
-    while excess > 0 and persona and history_start is None:
-        excess -= len(persona.pop())
-    if excess > 0 and history:
-        excess -= len(history.pop()) + 1
-    if excess > 0:
-        candidates = [candidate[: longest - 1 - excess] for candidate in candidates]
+    while len(history) > 1 and excess() > 0:
+        history.pop(0)
+    if history and (n_over := excess()) > 0:
+        history[0] = history[0][max(0, min(n_over, len(history[0]) - 1)) :]
+    while persona and history_start is None and excess() > 0:
+        persona.pop()
+    if history and excess() > 0:
+        history.pop()
+    if (n_over := excess()) > 0:
+        candidates = [candidate[: max(0, longest - 1 - n_over)] for candidate in candidates]
     return Fitted(persona, history, candidates, True)
 
 
@@ -141,7 +110,7 @@ def _cut_end(sentences: Sequence[TokenIds], n_tokens: int) -> list[TokenIds]:
 class CandidateTree(NamedTuple):
     """One example's context and, after it, its candidates as branches; lists of length T unless said otherwise.
 
-    The context ends with the reply's <speaker1>, which all candidates share, so it also predicts their first token.
+    The context ends with what opens a reply, which all candidates share, so it also predicts their first token.
     """
 
     input_ids: list[int]
@@ -149,7 +118,7 @@ class CandidateTree(NamedTuple):
     position_ids: list[int]  # every branch continues where the context ends
     branch_ids: list[int]  # 0 context, k the k-th candidate
     mc_indices: list[int]  # (C,) each candidate's last position
-    lm_indices: list[int]  # (N,) the positions that predict the gold reply and its <eos>
+    lm_indices: list[int]  # (N,) the positions that predict the gold reply and its end
     lm_targets: list[int]  # (N,) what they should predict
     was_cut: bool  # whether something was left out to fit the model
 
@@ -162,9 +131,13 @@ class InputBuilder:
     max_positions: int
     history_start: int | None = None  # position of the first token after the persona; None: wherever the persona ends
 
+    @cached_property
+    def layout(self) -> Layout:
+        return layout_of(self.tokenizer)
+
     def fit(self, persona: Sequence[TokenIds], history: Sequence[TokenIds], candidates: Sequence[TokenIds]) -> Fitted:
         """Cut segments until context and longest candidate fit the model; see fit_segments."""
-        return fit_segments(persona, history, candidates, self.max_positions, self.history_start)
+        return fit_segments(persona, history, candidates, self.max_positions, self.history_start, self.layout.n_context)
 
     def prompt(self, persona: Sequence[TokenIds], history: Sequence[TokenIds], n_reserved: int = 0) -> Prompt:
         """Build an input that is open at its end, cut so that a reply of `n_reserved` tokens still has positions."""
@@ -186,11 +159,11 @@ class InputBuilder:
         mc_indices = []
         for branch, candidate in enumerate(candidates, start=1):
             start, length = len(input_ids), len(candidate) + 1
-            input_ids += [*candidate, self.tokenizer.eos_id]
+            input_ids += [*candidate, self.layout.end_id]
             position_ids += range(branch_start, branch_start + length)
             branch_ids += [branch] * length
             mc_indices.append(start + length - 1)
-        token_type_ids += [self.tokenizer.speaker1_id] * (len(input_ids) - n_context)
+        token_type_ids += [self.layout.reply_type] * (len(input_ids) - n_context)
         lm_indices = [n_context - 1, *range(start, start + length - 1)]
         lm_targets = input_ids[start:]
         return CandidateTree(
@@ -198,9 +171,12 @@ class InputBuilder:
         )
 
     def _context(self, persona: Sequence[TokenIds], history: Sequence[TokenIds]) -> Prompt:
-        """Return persona, history and the reply's <speaker1>, which all candidates share."""
-        segments = lay_out(persona, history, [], self.tokenizer, with_eos=False)
-        input_ids = [token for segment in segments for token in segment.ids]
-        token_type_ids = [segment.speaker for segment in segments for _ in segment.ids]
-        n_persona = 1 + sum(map(len, persona))
-        return Prompt(input_ids, token_type_ids, positions(n_persona, len(input_ids), self.history_start))
+        """Return what stands before a reply, which all candidates share."""
+        input_ids, token_type_ids = self.layout.context(persona, history)
+        n_persona = 1 + sum(map(len, persona))  # <bos>; of use only where the history is aligned
+        position_ids = (
+            list(range(len(input_ids)))
+            if self.history_start is None
+            else positions(n_persona, len(input_ids), self.history_start)
+        )
+        return Prompt(input_ids, token_type_ids, position_ids)

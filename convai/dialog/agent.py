@@ -24,9 +24,10 @@ from convai.device import choose_device
 from convai.dialog.decoding import DecodingSettings, generate_replies
 from convai.dialog.ranking import check_ranking, score_candidates
 from convai.io.pretrained import locate_checkpoint
-from convai.model.double_heads import DoubleHeadsModel, load_model
+from convai.model.heads import DoubleHeads
+from convai.model.loading import load_model, load_tokenizer
 from convai.model.quantization import lower_precision
-from convai.model.tokenization import DialogTokenizer, load_tokenizer
+from convai.model.tokenization import DialogTokenizer
 
 DEFAULT_MAX_HISTORY = 2  # as published
 
@@ -57,7 +58,7 @@ class DialogAgent:
 
     def __init__(
         self,
-        model: DoubleHeadsModel,
+        model: DoubleHeads,
         tokenizer: DialogTokenizer,
         persona: Sequence[str] = (),
         *,
@@ -126,7 +127,7 @@ class DialogAgent:
 
         def on_token(token: int) -> None:
             ids.append(token)
-            if on_text and token not in self.tokenizer.special_ids.values():
+            if on_text and token not in self.tokenizer.ending_ids:
                 on_text(self.tokenizer.decode(ids))
 
         stream = on_token if on_text and self.settings.num_beams == 1 else None

@@ -26,9 +26,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from convai.data.inputs import Prompt
-from convai.model.double_heads import DoubleHeadsModel
-from convai.model.tokenization import UNKNOWN_TOKEN, DialogTokenizer
-from convai.model.transformer import tree_mask
+from convai.model.heads import DoubleHeads
+from convai.model.tokenization import DialogTokenizer
 from convai.options import DecodingSettings
 
 
@@ -40,11 +39,11 @@ def generation_config(settings: DecodingSettings, tokenizer: DialogTokenizer, vo
         "num_beams": settings.num_beams,
         "do_sample": settings.samples,
         # Any special token ends a reply, as published: after it the turn would be another's.
-        "eos_token_id": list(tokenizer.special_ids.values()),
+        "eos_token_id": list(tokenizer.ending_ids),
         "pad_token_id": tokenizer.pad_id,
     }
     # What stands for text without a token would show as "<unk>"; rows without one only pad the matrix.
-    unsayable = [tokenizer.vocab[UNKNOWN_TOKEN]] if UNKNOWN_TOKEN in tokenizer.vocab else []
+    unsayable = [] if tokenizer.unknown_id is None else [tokenizer.unknown_id]
     if unsayable := [*unsayable, *range(len(tokenizer), vocab_size)]:
         options["suppress_tokens"] = unsayable
     if settings.num_beams > 1:
@@ -75,13 +74,13 @@ def _filters(top_k: int, top_p: float) -> list[LogitsProcessor]:
 class Generator(PreTrainedModel, GenerationMixin):
     """Our language-model head in the shape that transformers' generation drives: one sequence a row, padded left."""
 
-    def __init__(self, model: DoubleHeadsModel):
+    def __init__(self, model: DoubleHeads):
         config = model.config
         shape: dict[str, Any] = {
             "vocab_size": config.vocab_size,
             "hidden_size": config.n_embd,
             "num_hidden_layers": config.n_layer,
-            "num_attention_heads": config.n_head,
+            "num_attention_heads": 1,  # of which a cache that grows makes no use
             "is_decoder": True,
         }
         super().__init__(PretrainedConfig(**shape))
@@ -89,7 +88,7 @@ class Generator(PreTrainedModel, GenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        return self.model.transformer.tokens_embed.weight.device
+        return self.model.device
 
     def forward(
         self,
@@ -104,9 +103,7 @@ class Generator(PreTrainedModel, GenerationMixin):
         if attention_mask is None:  # how generation says that nothing is padding
             n_past = past_key_values.get_seq_length() if past_key_values is not None else 0
             attention_mask = input_ids.new_ones(len(input_ids), n_past + input_ids.shape[1])
-        # Real positions are one context, and padding, which sees only itself, is -1.
-        mask = tree_mask(attention_mask - 1, input_ids.shape[1])
-        logits = self.model.next_token_logits(input_ids, token_type_ids, position_ids, mask, past_key_values)
+        logits = self.model.next_token_logits(input_ids, token_type_ids, position_ids, attention_mask, past_key_values)
         return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=past_key_values)
 
 
@@ -165,7 +162,7 @@ class _StopWhen(StoppingCriteria):
 
 @torch.inference_mode()
 def generate_replies(
-    model: DoubleHeadsModel,
+    model: DoubleHeads,
     tokenizer: DialogTokenizer,
     prompts: Sequence[Prompt],
     settings: DecodingSettings,
@@ -181,7 +178,7 @@ def generate_replies(
     reply also ends at the model's last position, which in a batch the longest prompt decides for all.
     """
     model.eval()
-    device = model.transformer.tokens_embed.weight.device
+    device = model.device
     length = max(len(prompt.input_ids) for prompt in prompts)
     paddings = [length - len(prompt.input_ids) for prompt in prompts]
 
@@ -216,6 +213,6 @@ def generate_replies(
 
 
 def _until_special(reply: list[int], tokenizer: DialogTokenizer) -> list[int]:
-    special = set(tokenizer.special_ids.values())
-    end = next((i for i, token in enumerate(reply) if token in special), len(reply))
+    ending = tokenizer.ending_ids
+    end = next((i for i, token in enumerate(reply) if token in ending), len(reply))
     return reply[:end]

@@ -8,12 +8,12 @@ from convai.data.batches import collate_trees
 from convai.data.inputs import CandidateTree, InputBuilder
 from convai.data.store import TokenIds
 from convai.errors import NoFigure
-from convai.model.double_heads import DoubleHeadsModel
+from convai.model.heads import DoubleHeads
 
 TREES_ON_CPU = 4  # per forward pass: a sixth faster than 16, with 20 candidates and a full-size GPT
 
 
-def check_ranking(model: DoubleHeadsModel) -> None:
+def check_ranking(model: DoubleHeads) -> None:
     """Raise NoFigure where the ranking head has never been trained, so that its scores mean nothing."""
     if not model.config.ranking_is_trained:
         raise NoFigure("the model's ranking head has never been trained, so its scores would be random: there is "
@@ -22,7 +22,7 @@ def check_ranking(model: DoubleHeadsModel) -> None:
 
 @torch.inference_mode()
 def score_candidates(
-    model: DoubleHeadsModel,
+    model: DoubleHeads,
     inputs: InputBuilder,
     questions: Sequence[tuple[Sequence[TokenIds], Sequence[TokenIds], Sequence[TokenIds]]],
 ) -> list[list[float]]:
@@ -43,14 +43,14 @@ def score_candidates(
     return [[known[ids] for ids in offered] for known, offered in zip(score_of, candidates, strict=True)]
 
 
-def _scores_of(model: DoubleHeadsModel, trees: Sequence[CandidateTree]) -> list[list[float]]:
+def _scores_of(model: DoubleHeads, trees: Sequence[CandidateTree]) -> list[list[float]]:
     """Return the scores of each tree's candidates, the last at the end of its row."""
     batch = collate_trees(trees).to(model.device)
     scores: list[list[float]] = model(**batch.model_inputs() | {"lm_indices": batch.lm_indices[:0]}).mc_logits.tolist()
     return scores
 
 
-def _batches(model: DoubleHeadsModel, trees: Sequence[CandidateTree]) -> list[Sequence[CandidateTree]]:
+def _batches(model: DoubleHeads, trees: Sequence[CandidateTree]) -> list[Sequence[CandidateTree]]:
     """Return the trees in batches: a few on a CPU, whose caches more of them leave; all together elsewhere."""
     size = TREES_ON_CPU if model.device.type == "cpu" else len(trees)
     return [trees[start : start + size] for start in range(0, len(trees), size)]

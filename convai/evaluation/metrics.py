@@ -24,11 +24,10 @@ from convai.data.formats import Dialog
 from convai.data.same_reply import is_gold, normalize_answer
 from convai.data.store import TokenIds
 from convai.dialog.agent import Context, DialogAgent
-from convai.model.tokenization import UNKNOWN_TOKEN, DialogTokenizer
+from convai.model.tokenization import SENTENCE_MARKS, DialogTokenizer
 
 OFFICIAL_N_ENTRIES = 19_304
 RANKS_COUNTED = (1, 5, 10)
-SENTENCE_MARKS = ".,;:!?"  # words of their own in the dictionary
 SMOOTHING = 5  # added to every word's frequency
 # ParlAI's dictionaries hold these four, with such counts, which are among the official one's entries.
 SPECIAL_ENTRIES = {
@@ -37,7 +36,6 @@ SPECIAL_ENTRIES = {
     "__end__": 1_000_000_001,
     "__unk__": 1_000_000_000,
 }
-_BYTE_LEVEL_SPACES = "ĉĊċČčĠ"  # how GPT-2's vocabulary writes a tab, line breaks and a space
 
 
 def f1_score(reply: str, gold: str) -> float:
@@ -193,7 +191,7 @@ class Spelling:
     def spell(self, word: str) -> tuple[int, ...]:
         """Return a word's pieces as they occur in a reply; none where the vocabulary cannot spell it."""
         pieces = tuple(self.encode(word))
-        return () if self.tokenizer.vocab.get(UNKNOWN_TOKEN) in pieces else pieces
+        return () if self.tokenizer.unknown_id in pieces else pieces
 
     def masks(self, log_probs: Tensor) -> Tensor:
         """Return which of the V pieces of log_probs (..., V) start a dictionary word, and which end the word before
@@ -220,9 +218,7 @@ class Spelling:
                     self.continuations[pieces[:n]].add(pieces[n])
 
     def _may_begin_word(self, token: str | None) -> bool:
-        if token is None or token in self.tokenizer.special_ids:
-            return True
-        return self.tokenizer.family != "gpt2" or token[0] in _BYTE_LEVEL_SPACES + SENTENCE_MARKS
+        return token is None or token in self.tokenizer.special_ids or self.tokenizer.begins_word(token)
 
 
 class WordPerplexity:

@@ -45,7 +45,7 @@ def fetch(url: str, *, folder: str | Path | None = None, advice: str = "") -> Pa
     """
     target = Path(folder or cache_folder()) / _cached_name(url)
     if not target.is_file():
-        with _locked(target):
+        with locked(target):
             if not target.is_file():  # another process may have fetched it while we waited
                 _download(url, target, advice)
     return target
@@ -58,7 +58,7 @@ def fetch_archive(url: str, *, advice: str = "") -> Path:
     """
     target = cache_folder() / (_cached_name(url) + ".unpacked")
     if not target.is_dir():
-        with _locked(target):
+        with locked(target):
             if not target.is_dir():
                 archive = fetch(url, advice=advice)
                 try:
@@ -78,7 +78,7 @@ def _cached_name(url: str) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Keep other processes from making `path` at the same time."""
     from filelock import FileLock
 

@@ -37,6 +37,22 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
         remove(temporary)
 
 
+@contextmanager
+def atomic_writes(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder; the files that the block makes there go into `folder` at its end, one after the other.
+
+    Nobody sees half of a file. Raises OSError.
+    """
+    temporary = folder / f"content.{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in sorted(temporary.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        remove(temporary)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder as far as that is possible."""
     if path.is_dir() and not path.is_symlink():

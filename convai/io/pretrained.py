@@ -6,6 +6,7 @@ from pathlib import Path
 from convai.errors import UserError, argument
 from convai.io.download import fetch_archive, is_url
 from convai.io.files import read_json_object
+from convai.io.gguf import GGUF_SUFFIX, unpack_gguf
 
 SHORT_NAMES = {
     "openai-gpt": "openai-community/openai-gpt",
@@ -18,13 +19,14 @@ RELEASED_MODEL_URL = (
     "https://s3.amazonaws.com/models.huggingface.co/transfer-learning-chatbot/gpt_personachat_cache.tar.gz"
 )
 VOCABULARY_FILES = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "added_tokens.json"]
-VOCABULARY_FILES += ["special_tokens.txt"]
+VOCABULARY_FILES += ["special_tokens.txt", "special_tokens_map.json", "tokenizer.model", "chat_template.jinja"]
+VOCABULARY_FILES += ["generation_config.json"]
 
 
 def locate_checkpoint(path_or_name: str | Path, option: str = "") -> Path:
     """Return the local folder of a checkpoint, downloading it first where needed.
 
-    `path_or_name` is a folder, a URL of a .tar.gz or .zip archive, a short name ("openai-gpt", "gpt2", "gpt2-medium",
+    `path_or_name` is a folder, a .gguf file, a URL of a .tar.gz or .zip archive, a short name ("openai-gpt", "gpt2", "gpt2-medium",
     ...) or OWNER/NAME on the hub. Raises UserError when there is no such folder and none can be had; it names the
     `option` that the checkpoint was given by, model_checkpoint by default.
     """
@@ -34,6 +36,8 @@ def locate_checkpoint(path_or_name: str | Path, option: str = "") -> Path:
     folder = Path(os.path.expanduser(text))
     if os.path.isdir(folder):
         return folder
+    if folder.suffix == GGUF_SUFFIX and folder.is_file():
+        return unpack_gguf(folder)
     if os.path.exists(folder):
         raise UserError(f"{text} is a file; give the folder that holds config.json and the weights.")
     return _download_from_hub(text, option)

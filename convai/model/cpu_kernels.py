@@ -32,13 +32,30 @@ class Dropout(nn.Dropout):
         return kept
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, dropout: Dropout) -> Tensor:
-    """Return scaled-dot-product attention (B, heads, Q, D / heads); `visible` (B, 1, Q, K) is True for what is seen."""
-    if not dropout.training or dropout.p == 0 or query.device.type != "cpu" or torch.compiler.is_compiling():
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor,
+    dropout: Dropout,
+    scale: float | None = None,
+    softcap: float | None = None,
+    is_fused: bool = True,
+) -> Tensor:
+    """Return scaled-dot-product attention (B, heads, Q, D / heads); `visible` (B, 1, Q, K) is True for what is seen.
+
+    `scale` is by default 1 / sqrt(D / heads); scores are kept within +-`softcap` (Gemma Team, 2024, arXiv 2408.00118).
+    With `is_fused` torch's own kernel computes all of it where it can; its backward pass is slow on CPUs.
+    """
+    is_plain = not dropout.training or dropout.p == 0 or query.device.type != "cpu" or torch.compiler.is_compiling()
+    if is_plain and softcap is None and is_fused:
         p = dropout.p if dropout.training else 0.0
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=p)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=p, scale=scale)
     # With dropout torch computes it like this on CPUs, too, but with the slower random bits.
-    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+    scores = query @ key.transpose(-2, -1)
+    scores = scores / math.sqrt(query.shape[-1]) if scale is None else scores * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     weights: Tensor = dropout(scores.masked_fill(~visible, -math.inf).softmax(-1))
     return weights @ value
 
@@ -71,7 +88,15 @@ def query_blocks(branch_ids: Tensor) -> list[QueryBlock]:
 
 
 def attend_by_blocks(
-    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, blocks: Sequence[QueryBlock], dropout: Dropout
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor,
+    blocks: Sequence[QueryBlock],
+    dropout: Dropout,
+    scale: float | None = None,
+    softcap: float | None = None,
+    is_fused: bool = True,
 ) -> Tensor:
     """Return what `attend` does, computed block by block."""
     n_shared = blocks[0].end
@@ -83,8 +108,8 @@ def attend_by_blocks(
             return torch.cat([x.narrow(dim, 0, n_shared), own], dim) if first_key else own
 
         block = slice(start, end)
-        part = attend(query[:, :, block], seen(key, 2), seen(value, 2), seen(visible[:, :, block], 3), dropout)
-        parts.append(part)
+        keys, values, mask = seen(key, 2), seen(value, 2), seen(visible[:, :, block], 3)
+        parts.append(attend(query[:, :, block], keys, values, mask, dropout, scale, softcap, is_fused))
     return torch.cat(parts, dim=2)
 
 

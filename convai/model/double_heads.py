@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,10 @@ from convai.errors import UserError, argument
 from convai.io.files import atomic_write, write_json
 from convai.io.pretrained import read_config, recorded_max_history
 from convai.model.config import ModelConfig
-from convai.model.cpu_kernels import Dropout, embed_tokens
+from convai.model.cpu_kernels import embed_tokens
+from convai.model.heads import DoubleHeads, MultipleChoiceHead
 from convai.model.tokenization import DialogTokenizer
-from convai.model.transformer import KeyValueCache, Mask, Transformer, tree_mask
+from convai.model.transformer import Transformer, tree_mask
 from convai.model.vocabulary import SPECIAL_TOKENS
 from convai.model.weights import (
     EMBEDDING,
@@ -41,38 +42,19 @@ logger = logging.getLogger(__name__)
 TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-class MultipleChoiceHead(nn.Module):
-    """Scores a candidate by one linear map of its last position's hidden state."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.first_dropout = Dropout(config.summary_first_dropout)
-        self.summary = nn.Linear(config.n_embd, 1)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return the scores (R,) of hidden states (R, D)."""
-        # Always in fp32: with 8 bits candidates would tie by the dozen, and a tie with the gold is no hit.
-        with torch.autocast(hidden.device.type, enabled=False):
-            hidden = self.first_dropout(hidden.float())
-            return F.linear(hidden, self.summary.weight.float(), self.summary.bias.float()).squeeze(-1)
-
-
-class DoubleHeadsOutput(NamedTuple):
-    lm_logits: Tensor  # (N, V)
-    mc_logits: Tensor  # (B, C), -inf where an example has fewer candidates
-
-
-class DoubleHeadsModel(nn.Module):
+class DoubleHeadsModel(DoubleHeads):
     """TransferTransfo: a GPT with a language-modelling head, tied to the embedding, and a next-utterance head."""
+
+    config: ModelConfig
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        self.multiple_choice_head = MultipleChoiceHead(config)
+        self.multiple_choice_head = MultipleChoiceHead(config.n_embd, config.summary_first_dropout)
         self.lm_head: nn.Module | None = None  # None: tied to the embedding; quantization puts a copy here
 
-    def forward(
+    def read_trees(
         self,
         input_ids: Tensor,
         token_type_ids: Tensor,
@@ -80,31 +62,21 @@ class DoubleHeadsModel(nn.Module):
         grid_indices: Tensor,
         branch_ids: Tensor,
         lm_indices: Tensor,
-        mc_indices: Tensor,
-    ) -> DoubleHeadsOutput:
-        """Run a batch of candidate trees (see data.batches.TreeBatch), P tokens together.
-
-        The first four are (P,), branch_ids (B, T); `lm_indices` (N,) and `mc_indices` (B, C) point into the P tokens,
-        at those that predict a target token and at each candidate's last one, -1 for a candidate that is not there.
-        """
-        present = mc_indices >= 0
-        read = torch.cat([lm_indices, mc_indices.clamp(min=0).flatten()])
+        rows: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what DoubleHeads.read_trees does."""
         # Token types share the token embedding: <speaker1> and <speaker2> mark who speaks at every position.
         x, weight = embed_tokens(self.transformer.tokens_embed.weight, input_ids, token_type_ids)
+        read = torch.cat([lm_indices, rows])
         hidden = self.transformer(x, position_ids, grid_indices, tree_mask(branch_ids), read)
-        scores = self.multiple_choice_head(hidden[len(lm_indices) :]).view(mc_indices.shape)
-        lm_logits = self._lm_logits(hidden[: len(lm_indices)], weight)
-        return DoubleHeadsOutput(lm_logits, scores.masked_fill(~present, -math.inf))
+        return self._lm_logits(hidden[: len(lm_indices)], weight), hidden[len(lm_indices) :]
 
     def next_token_logits(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        position_ids: Tensor,
-        mask: Mask,
-        cache: KeyValueCache | None = None,
+        self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, cache: Any = None
     ) -> Tensor:
-        """Return the logits (B, V) of what follows ids (B, T) under a mask of T queries; `cache` as in Transformer."""
+        """Return what DoubleHeads.next_token_logits does."""
+        # Real positions are one context, and padding, which sees only itself, is -1.
+        mask = tree_mask(attention_mask - 1, input_ids.shape[1])
         grid_indices = torch.arange(input_ids.numel(), device=self.device)
         last_rows = grid_indices.view(input_ids.shape)[:, -1]
         x, weight = embed_tokens(self.transformer.tokens_embed.weight, input_ids.flatten(), token_type_ids.flatten())
@@ -117,6 +89,12 @@ class DoubleHeadsModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.transformer.tokens_embed.weight.device
+
+    def keep_less(self) -> None:
+        self.transformer.gradient_checkpointing = True
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        self.transformer.compile_blocks(backend)
 
     def resize_embeddings(self, n_tokens: int, redrawn: Sequence[int] = ()) -> None:
         """Give the embedding `n_tokens` rows; new ones, and those `redrawn`, start near the mean of the others, so that
@@ -143,7 +121,7 @@ class DoubleHeadsModel(nn.Module):
         nn.init.zeros_(self.multiple_choice_head.summary.bias)
 
 
-def load_model(
+def load_gpt(
     folder: Path, tokenizer: DialogTokenizer, *, from_scratch: bool = False, for_training: bool = False, seed: int = 42
 ) -> DoubleHeadsModel:
     """Load a checkpoint folder: config.json and its weights, in any of their published forms (see weights).
@@ -222,11 +200,10 @@ def _draw_missing(
     if not any(name.startswith(RANKING_HEAD) for name in weights):
         logger.info("%s has no ranking head; a new one is drawn", folder)
         model.config.ranking_is_trained = False
-        nn.init.normal_(model.multiple_choice_head.summary.weight, std=model.config.initializer_range)
-        nn.init.zeros_(model.multiple_choice_head.summary.bias)
+        model.multiple_choice_head.draw(model.config.initializer_range)
 
 
-def save_model(model: DoubleHeadsModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+def save_gpt(model: DoubleHeadsModel, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write config.json, generation_config.json and model.safetensors in the Hugging Face layout, each in one step.
 
     `weights`, by default the model's own, are a state_dict such as a copy of them in full precision. Raises OSError.

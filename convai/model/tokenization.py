@@ -24,6 +24,8 @@ from convai.model.vocabulary import SPECIAL_TOKENS, Vocabulary, read_vocabulary
 from convai.model.word_splitting import join_punctuation, join_surrogates, word_splitter
 
 UNKNOWN_TOKEN = "<unk>"
+SENTENCE_MARKS = ".,;:!?"  # words of their own in ConvAI2's dictionary
+_BYTE_LEVEL_SPACES = "ĉĊċČčĠ"  # how GPT-2's vocabulary writes a tab, line breaks and a space
 LEADING_SPACES = {"prefix_space": True, "no_prefix_space": False}  # --tokenization's names for GPT-2
 
 Ids = dict[str, int]
@@ -40,6 +42,7 @@ class DialogTokenizer(ABC):
     """
 
     family: str  # as in config.json's model_type
+    layout: str = "speakers"  # how persona and turns make one input (see data.layouts)
 
     def __init__(self, vocab: Ids, merges: Merges, special_ids: Ids | None = None):
         self.vocab = vocab
@@ -61,6 +64,20 @@ class DialogTokenizer(ABC):
     def __len__(self) -> int:
         """The number of embedding rows that all ids need."""
         return max(self.n_vocab, *(token_id + 1 for token_id in self.special_ids.values()))
+
+    @property
+    def ending_ids(self) -> frozenset[int]:
+        """The tokens that end a reply: after any special token the turn would be another's."""
+        return frozenset(self.special_ids.values())
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The token that stands for text without one of its own; None where there is none."""
+        return self.vocab.get(UNKNOWN_TOKEN)
+
+    def begins_word(self, token: str) -> bool:
+        """Whether a token that is not special may stand at the beginning of a word."""
+        return True
 
     @cached_property
     def tokens(self) -> list[str | None]:
@@ -191,6 +208,9 @@ class Gpt2Tokenizer(DialogTokenizer):
     def encode_within(self, word: str) -> list[int]:
         return self._tokenizer.encode(f" {join_surrogates(word).strip()}", add_special_tokens=False).ids
 
+    def begins_word(self, token: str) -> bool:
+        return token[0] in _BYTE_LEVEL_SPACES + SENTENCE_MARKS
+
     def decode(self, ids: Iterable[int]) -> str:
         special = set(self.special_ids.values())
         text = self._tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False)
@@ -211,7 +231,7 @@ class Gpt2Tokenizer(DialogTokenizer):
         return {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": self.add_prefix_space}
 
 
-def load_tokenizer(
+def load_gpt_tokenizer(
     folder: str | Path, tokenization: str | None = None, dialog_token_ids: Sequence[int] | None = None
 ) -> DialogTokenizer:
     """Load the vocabulary in a checkpoint folder; dialog tokens that it lacks become `new_tokens`.

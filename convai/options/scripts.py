@@ -15,7 +15,14 @@ from convai.options.shared import (
     PrecisionOptions,
     TokenOptions,
 )
-from convai.options.values import non_negative_float, non_negative_int, path, positive_float, positive_int
+from convai.options.values import (
+    non_negative_float,
+    non_negative_int,
+    path,
+    positive_float,
+    positive_int,
+    probability,
+)
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,28 @@ class StartOptions:
 
     model_checkpoint: str = option(
         "openai-gpt",
-        "folder, URL of an archive, short name (openai-gpt, gpt2, gpt2-medium, ...) or hub name",
+        "folder, .gguf file, URL of an archive, short name (openai-gpt, gpt2, gpt2-medium, ...) or hub name",
         names=["--model", "--model_checkpoint"],
         metavar="MODEL",
     )
     from_scratch: bool = option(False, "draw new weights; MODEL then needs config.json and vocabulary only")
+    layout: str | None = option(
+        None,
+        "how persona and turns make one input: by the model's own chat template, or with the paper's speaker tokens "
+        "(default: chat where there is a template, else speakers)",
+        choices=["chat", "speakers"],
+    )
+    token_types: str | None = option(
+        None,
+        "whether the speaker's token is added to every token's embedding (default: on for GPT and GPT-2, else off)",
+        choices=["on", "off"],
+    )
+    lora_rank: int = option(
+        0, "train adapters of this rank on all linear layers instead of all weights; 0: all weights",
+        kind=non_negative_int,
+    )  # fmt: skip
+    lora_alpha: float = option(32.0, "adapters' results are scaled by this / rank", kind=positive_float)
+    lora_dropout: float = option(0.0, "dropout before the adapters", kind=probability)
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,9 @@ class RecipeOptions:
     valid_batch_size: int = option(4, "examples per forward pass", kind=positive_int)
     gradient_accumulation_steps: int = option(8, "forward passes per update", kind=positive_int)
     lr: float = option(6.25e-5, "learning rate at its highest", kind=positive_float)
+    head_lr: float = option(
+        0.0, "that of the ranking head; 0: --lr for GPT and GPT-2, 1e-3 for others", kind=non_negative_float
+    )
     warmup: int = option(
         0, "updates during which the learning rate rises; after them it falls to zero", kind=non_negative_int
     )
@@ -139,7 +166,9 @@ class RunOptions(DeviceOptions):
 class TrainingOptions(RunOptions, RecipeOptions, StartModelOptions, TrainingDataOptions):
     """Options of train.py."""
 
-    description: ClassVar[str] = "Fine-tune GPT or GPT-2 into a dialog agent with a persona (TransferTransfo)."
+    description: ClassVar[str] = (
+        "Fine-tune GPT, GPT-2 or any other decoder into a dialog agent with a persona (TransferTransfo)."
+    )
     groups: ClassVar[dict[str, type]] = {
         "data": TrainingDataOptions,
         "model": StartModelOptions,
@@ -183,6 +212,12 @@ class TaskOptions:
         "",
         'evaluate on this data without ParlAI (any form that train.py reads); "" is ParlAI\'s convai2 task',
         metavar="DATA",
+    )
+    rank_by: str = option(
+        "head",
+        "what candidates are ranked by: the ranking head; their log-probability per token; that less the one without "
+        "a context (pmi); or head and pmi, each standardized among an example's candidates",
+        choices=["head", "likelihood", "pmi", "head+pmi"],
     )
     batch_size: int = option(16, "examples at once; does not change results", kind=positive_int)
     output: str = option("", "also write the figures to this JSON file", kind=path, metavar="FILE")

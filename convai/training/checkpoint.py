@@ -19,7 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from convai.data.store import DialogSplit, TokenIds
 from convai.errors import UserError, argument
 from convai.io.files import atomic_write, remove, write_json
-from convai.model.double_heads import DoubleHeadsModel, save_model
+from convai.model.heads import DoubleHeads
+from convai.model.loading import save_checkpoint, save_model
 from convai.model.tokenization import DialogTokenizer
 from convai.options import TrainingOptions
 from convai.training.precision import Precision
@@ -85,7 +86,7 @@ def sample_personas(split: DialogSplit) -> list[list[TokenIds]]:
 class TrainingParts(NamedTuple):
     """What a checkpoint holds the state of. Random numbers are not among it: each update has a seed of its own."""
 
-    model: DoubleHeadsModel
+    model: DoubleHeads
     tokenizer: DialogTokenizer
     optimizer: Optimizer
     scheduler: LRScheduler
@@ -109,7 +110,7 @@ class Checkpoints:
             return
         parts = self.parts
         with self.explained_failure(folder), atomic_write(folder, durable=True) as temporary:
-            save_model(parts.model, temporary, parts.precision.weights(parts.model))
+            save_checkpoint(parts.model, temporary, parts.precision.weights(parts.model))
             parts.tokenizer.save(temporary)
             shutil.copy(self.run / PERSONAS_FILE, temporary)
             state = {name: getattr(parts, name).state_dict() for name in ("optimizer", "scheduler", "precision")}

@@ -28,6 +28,9 @@ UNTOLD_OPTIONS = {
     "set_aside",
 }
 
+# GPT's names of sizes in config.json, and those of other decoders.
+SIZES = {"n_layer": "num_hidden_layers", "n_embd": "hidden_size"}
+
 USE = """\
 ## Use
 
@@ -166,7 +169,8 @@ def figures(validations: list[dict], best: dict) -> str:
 def training(config: dict, options: dict, facts: dict) -> str:
     """Return sizes, options, facts of the run and versions as a list."""
     told = {name: value for name, value in options.items() if name not in UNTOLD_OPTIONS and value not in (None, "")}
-    lines = [f"- model: {config['model_type']}, {config['n_layer']} layers of width {config['n_embd']}"]
+    n_layers, width = (config.get(own, config.get(theirs)) for own, theirs in SIZES.items())
+    lines = [f"- model: {config['model_type']}, {n_layers} layers of width {width}"]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines.append("- options: " + ", ".join(f"`{name} {value}`" for name, value in told.items()))
     lines.append(f"- code: {code_version()}, torch {version('torch')}, transformers {version('transformers')}")

@@ -17,7 +17,7 @@ from ignite.handlers.tensorboard_logger import TensorboardLogger
 
 from convai.data.batches import collate_trees
 from convai.errors import rank_label
-from convai.model.double_heads import DoubleHeadsModel
+from convai.model.heads import DoubleHeads
 from convai.training.checkpoint import TrainingParts
 from convai.training.distributed import is_first_rank
 from convai.training.trainer import UpdateResult, result_of
@@ -179,7 +179,7 @@ def attach_sample_dialogs(
 
 
 @torch.inference_mode()
-def describe_example(model: DoubleHeadsModel, valid: TreeDataset, index: int) -> str:
+def describe_example(model: DoubleHeads, valid: TreeDataset, index: int) -> str:
     """Return one example in Markdown: persona, history, gold reply, the model's choice and its own greedy reply."""
     # transformers' generation takes seconds to import, which a run that is refused or resumed should not wait for.
     from convai.dialog.decoding import DecodingSettings, generate_replies

@@ -11,7 +11,7 @@ otherwise torch's own mixed precision gives the same levels. bf16 has fp32's ran
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -22,6 +22,7 @@ from convai.device import warn_if_bf16_is_slow
 from convai.errors import UserError, argument
 
 Model = TypeVar("Model", bound=nn.Module)
+NamedParameter = tuple[str, nn.Parameter]
 
 logger = logging.getLogger(__name__)
 
@@ -54,24 +55,25 @@ class Precision:
         self._masters: dict[str, tuple[nn.Parameter, nn.Parameter]] = {}  # O2: name -> (fp16 weight, fp32 master)
 
     def prepare(
-        self, model: Model, make_optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+        self, model: Model, make_optimizer: Callable[[list[NamedParameter]], Optimizer]
     ) -> tuple[Model, Optimizer]:
-        """Cast the model as the level says; return it and the optimizer of what is to be updated."""
+        """Cast the model as the level says; return it and the optimizer of what is to be updated, given by name."""
+        trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         if self.apex_amp:
-            optimizer = make_optimizer(model.parameters())
+            optimizer = make_optimizer(trained)
             return self.apex_amp.initialize(model, optimizer, opt_level=self.level, verbosity=0)
         if self.level == "O3":
             model.half()
         if self.level != "O2":
-            return model, make_optimizer(model.parameters())
-        masters = {name: nn.Parameter(weight.detach().clone()) for name, weight in model.named_parameters()}
+            return model, make_optimizer(trained)
+        masters = {name: nn.Parameter(weight.detach().clone()) for name, weight in trained}
         model.half()
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 module.float()
-        self._masters = {name: (weight, masters[name]) for name, weight in model.named_parameters()}
+        self._masters = {name: (weight, masters[name]) for name, weight in trained}
         self._copy_masters()  # what LayerNorm lost on its way through fp16
-        return model, make_optimizer(masters.values())
+        return model, make_optimizer(list(masters.items()))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context in which the model computes, in training and in evaluation."""

@@ -13,7 +13,14 @@ from convai.errors import UserError, argument
 from convai.io.files import read_json_object
 from convai.options import OptionsParser, TrainingOptions
 from convai.training.checkpoint import TrainingParts
-from convai.training.run_folder import ARGUMENTS_FILE, STATE_FILE, has_only_begun, list_checkpoints
+from convai.training.run_folder import (
+    ADAPTER_WEIGHTS,
+    ARGUMENTS_FILE,
+    HEADS_FILE,
+    STATE_FILE,
+    has_only_begun,
+    list_checkpoints,
+)
 from convai.training.updates import RunSize
 
 logger = logging.getLogger(__name__)
@@ -53,8 +60,9 @@ def resolve_options(parser: OptionsParser[TrainingOptions], argv: list[str] | No
 
 def differences(args: TrainingOptions, stored: dict) -> list[str]:
     """Return "--option old, not new" for each option that would change what is computed."""
-    changed = (name for name in vars(args).keys() - FREE_OPTIONS if getattr(args, name) != stored.get(name))
-    return [f"--{name} {stored.get(name)!r}, not {getattr(args, name)!r}" for name in sorted(changed)]
+    before = vars(TrainingOptions()) | stored  # what a run of an older version lacks was as it is by default
+    changed = (name for name in vars(args).keys() - FREE_OPTIONS if getattr(args, name) != before.get(name))
+    return [f"--{name} {before.get(name)!r}, not {getattr(args, name)!r}" for name in sorted(changed)]
 
 
 def run_of(folder: Path) -> Path:
@@ -119,11 +127,15 @@ class DamagedCheckpoint(UserError):
 
 def check_readable(folder: Path) -> None:
     """Raise DamagedCheckpoint where weights or state are incomplete, UserError where the state could run code."""
-    try:
-        with safe_open(folder / "model.safetensors", framework="pt"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise DamagedCheckpoint(f"{folder / 'model.safetensors'} is damaged ({error}).") from error
+    weights = [folder / ADAPTER_WEIGHTS, folder / HEADS_FILE]
+    if not weights[0].exists():
+        weights = [folder / "model.safetensors", *(path for path in weights[1:] if path.exists())]
+    for path in weights:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise DamagedCheckpoint(f"{path} is damaged ({error}).") from error
     read_state(folder)
 
 

@@ -4,7 +4,8 @@
     RUN/arguments.json              the options
     RUN/metrics.jsonl               every validation, a JSON object a line
     RUN/README.md                   the model card
-    RUN/checkpoints/update-N/       the last checkpoints: the same files, and training_state.pt to go on from
+    RUN/checkpoints/update-N/       the last checkpoints: the same files, and training_state.pt to go on from;
+                                    with --lora_rank the adapter only, and the name of the model that it is for
 
 A new run never takes the place of what a folder holds already. Light, so that new_model.py starts fast, too.
 """
@@ -26,6 +27,8 @@ STATE_FILE = "training_state.pt"
 PERSONAS_FILE = "personas.json"
 ARGUMENTS_FILE = "arguments.json"
 WEIGHTS_FILES = ["model.safetensors", "pytorch_model.bin"]
+HEADS_FILE = "heads.safetensors"  # the ranking head of a decoder of transformers
+ADAPTER_WEIGHTS = "adapter_model.safetensors"  # of a run that trains adapters only
 
 
 def default_run_folder(model: str) -> Path:
