@@ -76,7 +76,7 @@ def train(args: TrainingOptions, device: torch.device) -> None:
     source, tokenizer, splits = prepare_data(args, resumed)
     model = prepare_model(args, source, tokenizer, device, goes_on=resumed is not None)
     if args.align_history:
-        align_history(args, model.config, splits["train"])
+        align_history(args, model, splits["train"])
     train_loader, valid_loader = get_data_loaders(args, splits, tokenizer, model.config, device)
     n_updates = count_updates(args, train_loader)
     parts = prepare_parts(args, model, tokenizer, n_updates, device)
@@ -144,8 +144,12 @@ def prepare_model(
     return model.to(device)
 
 
-def align_history(args: TrainingOptions, config: ModelConfig, train: DialogSplit) -> None:
+def align_history(args: TrainingOptions, model: DoubleHeads, train: DialogSplit) -> None:
     """Fix the position at which the history starts; the checkpoint's config keeps it for chat and evaluation."""
+    config = model.config
+    if not isinstance(model, DoubleHeadsModel):
+        raise UserError(f"--align_history is for GPT and GPT-2, whose positions are learned one by one; a {config.family} "
+                        "sees distances: leave it out.")  # fmt: skip
     half = config.n_positions // 2  # the rest is for the dialog
     config.history_start = args.history_start or config.history_start or min(longest_persona(train), half)
     if config.history_start > half:
