@@ -22,6 +22,7 @@ from convai.data.inputs import CandidateTree, InputBuilder, Prompt, cut_history
 from convai.data.store import TokenIds
 from convai.device import choose_device
 from convai.dialog.decoding import DecodingSettings, generate_replies
+from convai.dialog.example_loss import loss_on_examples
 from convai.dialog.ranking import check_ranking, score_candidates
 from convai.io.pretrained import locate_checkpoint
 from convai.model.heads import DoubleHeads
@@ -99,7 +100,8 @@ class DialogAgent:
         where = choose_device(device)
         folder = locate_checkpoint(path_or_name)
         tokenizer = load_tokenizer(folder, tokenization, dialog_token_ids)
-        model = lower_precision(load_model(folder, tokenizer).to(where), precision)
+        model = load_model(folder, tokenizer).to(where)
+        model = lower_precision(model, precision, lambda model: loss_on_examples(model, tokenizer))
         return cls(model, tokenizer, persona, **options)
 
     @property

@@ -143,9 +143,13 @@ class Backbone(nn.Module):
         self._takes_number = "logits_to_keep" in inspect.signature(causal_lm.forward).parameters
         self._lm_rows: Tensor | None = None
         self._hidden: Tensor | None = None
-        head = causal_lm.get_output_embeddings()
-        if head is None:
+        if causal_lm.get_output_embeddings() is None:
             raise UserError(f"{name} has no output matrix that predicts tokens; use another model.")
+        causal_lm.get_output_embeddings().register_forward_pre_hook(self._choose_rows)
+
+    def replace_head(self, head: nn.Module) -> None:
+        """Put another output matrix in the place of the model's."""
+        self.causal_lm.set_output_embeddings(head)
         head.register_forward_pre_hook(self._choose_rows)
 
     def _choose_rows(self, head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:

@@ -5,10 +5,11 @@ A reply's tokens are computed one at a time, and each reads all weights: the few
 int8 is dynamic quantization: weights are rounded once, to 8 bits with a scale for each output; what comes in is rounded
 on the way, with a scale for each token, and products are exact sums of integers. (Vector-wise quantization in Dettmers
 et al., 2022, arXiv 2208.07339; without their separate treatment of outliers.) The embedding look-up, LayerNorm and the
-multiple-choice head stay in fp32.
+multiple-choice head stay in fp32. Other decoders than GPT and GPT-2 keep what comes in (see int8_weights).
 """
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +17,46 @@ from torch import Tensor, nn
 from convai.device import warn_if_bf16_is_slow
 from convai.errors import UserError, argument
 from convai.model.double_heads import DoubleHeadsModel
+from convai.model.heads import DoubleHeads
 from convai.model.transformer import Conv1D
 
 PRECISIONS = ("fp32", "bf16", "int8")
 
 
-def lower_precision(model: DoubleHeadsModel, precision: str) -> DoubleHeadsModel:
+def lower_precision(
+    model: DoubleHeads, precision: str, loss_of: Callable[[DoubleHeads], float] | None = None
+) -> DoubleHeads:
     """Turn a model, in place, into one for inference only; `precision` is one of PRECISIONS.
 
-    Raises ValueError for any other, UserError for int8 where device or this build of torch cannot compute with it.
+    `loss_of` is what int8 is judged by, for other decoders than GPT and GPT-2 (see int8_weights). Raises ValueError for
+    any other precision, UserError for int8 where device or this build of torch cannot compute with it, or the model
+    loses too much by it.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if precision == "bf16":
         warn_if_bf16_is_slow(model.device)
-        model.to(torch.bfloat16)
+        _to_bf16(model)
     elif precision == "int8":
         if model.device.type != "cpu":
             raise UserError(f"{argument('int8')} is for CPUs, but the model is on {model.device}; give "
                             f"{argument('device')} cpu, or {argument('bf16')}.")  # fmt: skip
-        _quantize(model)
+        if isinstance(model, DoubleHeadsModel):
+            _quantize(model)
+        else:
+            from convai.model.int8_weights import use_int8_weights
+
+            use_int8_weights(model, loss_of)
     return model
+
+
+def _to_bf16(model: DoubleHeads) -> None:
+    if isinstance(model, DoubleHeadsModel):
+        model.to(torch.bfloat16)
+        return
+    # Of other decoders the parameters only: their buffers are tables, of rotary angles for one, that need fp32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _quantize(model: DoubleHeadsModel) -> None:
