@@ -107,7 +107,7 @@ class TransformerAgent(Agent):
 
     def _rank(self, observations) -> list[dict]:
         questions = [(observation["dialog_context"], self._candidates(observation)) for observation in observations]
-        scores = self.dialog_agent.rank_batch(questions)
+        scores = self.dialog_agent.rank_batch(questions, self.opt["rank_by"])
         ranked = [
             best_first(candidates, row, gold_of(observation))
             for observation, (_, candidates), row in zip(observations, questions, scores, strict=True)
