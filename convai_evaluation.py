@@ -51,8 +51,9 @@ def evaluate(evaluation, agent: DialogAgent, eval_types: Sequence[str]) -> dict[
     for eval_type in dict.fromkeys(eval_types):
         try:
             if eval_type == "hits@1":
-                agent.check_ranking()
-            results[eval_type] = run(eval_type, *evaluation.start(eval_type, agent))
+                agent.check_ranking(evaluation.rank_by)
+            result = run(eval_type, *evaluation.start(eval_type, agent))
+            results[eval_type] = result._replace(ranking=evaluation.ranking) if eval_type == "hits@1" else result
         except NoFigure as error:
             results[eval_type] = Result.refused(str(error))
             continue

@@ -104,7 +104,7 @@ class TestScript:
             yield
 
         result = run("f1", 8, interrupted())
-        assert result == ({"n_examples": 0}, 0, 8, True, "")
+        assert result == ({"n_examples": 0}, 0, 8, True, "", None)
         print_final_line("f1", result)
         print_table({"f1": result}, "data")
         assert "f1: interrupted before anything was scored" in capsys.readouterr().out

@@ -6,12 +6,14 @@ import parlai_evaluations
 import pytest
 import torch
 from conftest import TEXTS
-from parlai_evaluations import by_parlai
+from parlai_evaluations import by_parlai, figures_of
 
 import convai_evaluation
 from convai.data.formats import read_splits
 from convai.dialog.agent import Context, DialogAgent
 from convai.evaluation.metrics import best_first, split_words
+from convai.evaluation.own_evaluation import OwnEvaluation
+from convai.options import RANKINGS, evaluation_parser
 from convai_evaluation import evaluate
 
 dialogs_file = parlai_evaluations.dialogs_file
@@ -67,7 +69,7 @@ def test_prompts_of_an_episode_are_the_same_at_any_batch_size(agent, dialogs_fil
 
 def new_agent(agent: DialogAgent, eval_type=("hits@1",)):
     """A TransformerAgent that nothing has been said to."""
-    opt = {"eval_type": list(eval_type), "seed": None}
+    opt = {"eval_type": list(eval_type), "seed": None, "rank_by": "head"}
     return convai_evaluation.TransformerAgent(opt, {"dialog_agent": agent, "words": None})
 
 
@@ -118,3 +120,28 @@ class TestAgent:
         for i, word in enumerate(evaluation.words.score(agent, [(Context([], [TEXTS[0]]), TEXTS[1])])[0].words):
             p = talker.next_word_probability(said[:i])
             assert p[said[i]] / sum(p.values()) == pytest.approx(torch.tensor(word.published).exp().item(), rel=1e-4)
+
+    def test_ranks_by_what_it_is_asked_to(self, agent):
+        from parlai.core.params import ParlaiParser
+
+        parser = ParlaiParser(add_parlai_args=False, add_model_args=False)
+        convai_evaluation.TransformerAgent.add_cmdline_args(parser)
+        orders = {}
+        for by in RANKINGS:
+            opt = parser.parse_args(["--rank-by", by], print_args=False)
+            talker = convai_evaluation.TransformerAgent(opt, {"dialog_agent": agent, "words": None})
+            observed = talker.observe(self.message(TEXTS[0], label_candidates=TEXTS[1:]))
+            orders[by] = talker.batch_act([observed])[0]["text_candidates"]
+            scores = agent.rank_batch([(Context([], [TEXTS[0]]), TEXTS[1:])], by)[0]
+            assert orders[by] == best_first(TEXTS[1:], scores, None), by
+        assert orders["head"] != orders["likelihood"] != orders["pmi"]
+
+
+@pytest.mark.parametrize("by", RANKINGS[1:])
+def test_its_hits_are_ours_whatever_it_ranks_by(agent, dialogs_file, by):
+    ours = OwnEvaluation(evaluation_parser().parse_args(["--dataset_path", str(dialogs_file), "--rank_by", by]))
+    theirs = by_parlai(dialogs_file, rank_by=by)
+    assert figures_of(theirs, agent, ["hits@1"]) == pytest.approx(figures_of(ours, agent, ["hits@1"]))
+    assert (theirs.ranking.label, ours.ranking.label) == (
+        f"by {by}, given distractors", f"by {by}, 19 given distractors",
+    )  # fmt: skip

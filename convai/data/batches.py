@@ -15,7 +15,7 @@ class TreeBatch:
     """B candidate trees as tensors: their P tokens one after the other, and where each stands in a padded (B, T) grid.
 
     Only attention needs the grid; everything else works on the P tokens, so padding costs next to nothing. C candidates
-    at most, N gold target tokens together.
+    at most, N target tokens together.
     """
 
     input_ids: Tensor  # (P,)

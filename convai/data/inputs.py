@@ -12,6 +12,7 @@ utils.build_input_from_segments.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 from convai.data.layouts import Layout, layout_of, n_speakers_context
@@ -118,9 +119,15 @@ class CandidateTree(NamedTuple):
     position_ids: list[int]  # every branch continues where the context ends
     branch_ids: list[int]  # 0 context, k the k-th candidate
     mc_indices: list[int]  # (C,) each candidate's last position
-    lm_indices: list[int]  # (N,) the positions that predict the gold reply and its end
+    lm_indices: list[int]  # (N,) the positions that predict the gold reply and its end, or those of every candidate
     lm_targets: list[int]  # (N,) what they should predict
     was_cut: bool  # whether something was left out to fit the model
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each of the C candidates has, its end included."""
+        ends = [self.lm_indices[0], *self.mc_indices]  # first of all, that of the context
+        return [end - start for start, end in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -145,27 +152,36 @@ class InputBuilder:
         return self._context(fitted.persona, fitted.history)
 
     def tree(
-        self, persona: Sequence[TokenIds], history: Sequence[TokenIds], candidates: Sequence[TokenIds]
+        self,
+        persona: Sequence[TokenIds],
+        history: Sequence[TokenIds],
+        candidates: Sequence[TokenIds],
+        *,
+        predicts_all: bool = False,
     ) -> CandidateTree:
         """Put an example's candidate replies (the gold last) into one sequence behind their shared context.
 
         Under model.transformer.tree_mask each branch computes what the input of that candidate alone would. The limit
-        of positions applies to context and longest candidate together, not to the tree.
+        of positions applies to context and longest candidate together, not to the tree. Its targets are the gold
+        reply's or, with `predicts_all`, those of all candidates, one after the other.
         """
         persona, history, candidates, was_cut = self.fit(persona, history, candidates)
         input_ids, token_type_ids, position_ids = self._context(persona, history)
         n_context = len(input_ids)
         branch_start, branch_ids = position_ids[-1] + 1, [0] * n_context
-        mc_indices = []
+        mc_indices: list[int] = []
+        lm_indices: list[int] = []
+        lm_targets: list[int] = []
         for branch, candidate in enumerate(candidates, start=1):
             start, length = len(input_ids), len(candidate) + 1
             input_ids += [*candidate, self.layout.end_id]
             position_ids += range(branch_start, branch_start + length)
             branch_ids += [branch] * length
             mc_indices.append(start + length - 1)
+            if predicts_all or branch == len(candidates):
+                lm_indices += [n_context - 1, *range(start, start + length - 1)]
+                lm_targets += input_ids[start:]
         token_type_ids += [self.layout.reply_type] * (len(input_ids) - n_context)
-        lm_indices = [n_context - 1, *range(start, start + length - 1)]
-        lm_targets = input_ids[start:]
         return CandidateTree(
             input_ids, token_type_ids, position_ids, branch_ids, mc_indices, lm_indices, lm_targets, was_cut
         )

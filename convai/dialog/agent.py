@@ -23,7 +23,7 @@ from convai.data.store import TokenIds
 from convai.device import choose_device
 from convai.dialog.decoding import DecodingSettings, generate_replies
 from convai.dialog.example_loss import loss_on_examples
-from convai.dialog.ranking import check_ranking, score_candidates
+from convai.dialog.ranking import LikelihoodAlone, check_ranking, score_candidates
 from convai.io.pretrained import locate_checkpoint
 from convai.model.heads import DoubleHeads
 from convai.model.loading import load_model, load_tokenizer
@@ -78,6 +78,7 @@ class DialogAgent:
         self._ids_of_reply: dict[str, TokenIds] = {}
         # An evaluation meets every turn of a dialog again and again, and many candidates too.
         self._encode_text = lru_cache(maxsize=100_000)(tokenizer.encode)
+        self._alone = LikelihoodAlone()
         self._random_states = self._seeded_states(seed)
 
     @classmethod
@@ -144,9 +145,9 @@ class DialogAgent:
         # Seen from there the agent's last reply is the turn to answer; at the start there is none.
         return self.tokenizer.decode(self._generate([Context(persona, self.history)], None, should_stop)[0])
 
-    def rank(self, candidates: Sequence[str]) -> list[tuple[str, float]]:
-        """Return the candidates as answers to the history so far, best first, with their scores."""
-        scores = self.rank_batch([(Context(self.persona, self.history), candidates)])[0]
+    def rank(self, candidates: Sequence[str], by: str = "head") -> list[tuple[str, float]]:
+        """Return the candidates as answers to the history so far, best first, with their scores; see rank_batch."""
+        scores = self.rank_batch([(Context(self.persona, self.history), candidates)], by)[0]
         return sorted(zip(candidates, scores, strict=True), key=lambda pair: -pair[1])
 
     def reply_batch(self, contexts: Sequence[Context], seed: int | None = None) -> list[str]:
@@ -156,17 +157,17 @@ class DialogAgent:
         """
         return [self.tokenizer.decode(reply) for reply in self._generate(contexts, seed=seed)]
 
-    def check_ranking(self) -> None:
-        """Raise NoFigure where the ranking head has never been trained, so that its scores mean nothing."""
-        check_ranking(self.model)
+    def check_ranking(self, by: str = "head") -> None:
+        """Raise NoFigure where the scores would be those of a ranking head that has never been trained."""
+        check_ranking(self.model, by)
 
-    def rank_batch(self, questions: Sequence[tuple[Context, Sequence[str]]]) -> list[list[float]]:
+    def rank_batch(self, questions: Sequence[tuple[Context, Sequence[str]]], by: str = "head") -> list[list[float]]:
         """Return the scores of each context's candidates, in their order, each example as one tree.
 
-        Raises NoFigure as check_ranking does.
+        `by` is one of options.RANKINGS, which ranking.py explains. Raises NoFigure as check_ranking does.
         """
         encoded = [(*self._encode(context), self._encode_all(candidates)) for context, candidates in questions]
-        return score_candidates(self.model, self._inputs, encoded)
+        return score_candidates(self.model, self._inputs, encoded, by, self._alone)
 
     @torch.inference_mode()
     def reply_logits(self, questions: Sequence[tuple[Context, TokenIds]]) -> list[Tensor]:

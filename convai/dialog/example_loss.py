@@ -21,7 +21,9 @@ def loss_on_examples(model: DoubleHeads, tokenizer: DialogTokenizer) -> float:
     for dialog in example_dataset(n_train_dialogs=N_DIALOGS, n_valid_dialogs=0, n_candidates=2)["train"]:
         persona = [tokenizer.encode(sentence) for sentence in dialog["personality"]]
         trees = [
-            inputs.tree(persona, list(map(tokenizer.encode, turn["history"])), [tokenizer.encode(turn["candidates"][-1])])
+            inputs.tree(
+                persona, list(map(tokenizer.encode, turn["history"])), [tokenizer.encode(turn["candidates"][-1])]
+            )
             for turn in dialog["utterances"]
         ]
         batch = collate_trees(trees).to(model.device)

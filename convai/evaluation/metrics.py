@@ -9,6 +9,8 @@ be mixed with each other, nor with perplexity per token:
     all pieces   the product over all of its pieces, and of a word boundary after them
 
 Both are divided by the published probability of the whole dictionary, and are means over its words in the gold replies.
+The published one is for GPT and GPT-2 alone: in other vocabularies a first piece may be a mere space or a part of a
+word that it says little of.
 """
 
 import math
@@ -105,8 +107,9 @@ class ReplyScore(NamedTuple):
 
     words: list[WordScore]  # those in the dictionary, in order
     n_skipped: int  # words not scored: not in the dictionary, not spellable, or cut off to fit the model
-    token_loss: float  # of all tokens of the reply as it stands, and <eos>
+    token_loss: float  # of all tokens of the reply as it stands, and its end
     n_tokens: int
+    has_published: bool = True  # whether the words' published probabilities mean anything
 
 
 def best_first(candidates: Sequence[str], scores: Sequence[float], gold: str | None) -> list[str]:
@@ -127,9 +130,9 @@ def f1_summands(reply: str, gold: str) -> dict[str, float]:
 
 def perplexity_summands(score: ReplyScore) -> dict[str, float]:
     """Return what an example adds to the totals of the perplexities."""
-    return {
+    published = {"loss": -math.fsum(word.published for word in score.words)} if score.has_published else {}
+    return published | {
         "n_examples": 1,
-        "loss": -math.fsum(word.published for word in score.words),
         "loss_all_pieces": -math.fsum(word.all_pieces for word in score.words),
         "n_words": len(score.words),
         "n_words_skipped": score.n_skipped,
@@ -141,18 +144,20 @@ def perplexity_summands(score: ReplyScore) -> dict[str, float]:
 def figures(totals: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics of totals of such summands: means over examples; perplexities over words, and over tokens.
 
-    `ppl` is word perplexity by the published definition, `ppl_all_pieces` by all pieces, `token_ppl` what
-    training's validation reports. They are NaN where nothing was scored. Totals of no examples have no figures.
+    `ppl` is word perplexity by the published definition, where it is defined, `ppl_all_pieces` by all pieces,
+    `token_ppl` what training's validation reports. They are NaN where nothing was scored. Totals of no examples have no figures.
     """
     if not totals.get("n_examples"):
         return {}
     counts = {name: total for name, total in totals.items() if name.startswith("n_")}
     means = {name: totals[name] / totals["n_examples"] for name in totals if name.startswith(("hits@", "f1"))}
-    if "loss" not in totals:
-        return means | counts
-    word, all_pieces = (perplexity(totals[name], totals["n_words"]) for name in ("loss", "loss_all_pieces"))
-    token = perplexity(totals["token_loss"], totals["n_tokens"])
-    return {"ppl": word, "ppl_all_pieces": all_pieces, "token_ppl": token} | counts
+    losses = {
+        "ppl": ("loss", "n_words"),
+        "ppl_all_pieces": ("loss_all_pieces", "n_words"),
+        "token_ppl": ("token_loss", "n_tokens"),
+    }
+    perplexities = {name: perplexity(totals[loss], totals[n]) for name, (loss, n) in losses.items() if loss in totals}
+    return means | perplexities | counts
 
 
 def perplexity(loss: float, n: float) -> float:
@@ -279,6 +284,7 @@ class WordPerplexity:
             n_skipped=len(plan.words) - len(words),
             token_loss=-math.fsum(_gather(log_probs[-1], range(len(targets)), targets)),
             n_tokens=len(targets),
+            has_published=self.tokenizer.has_published_perplexity,
         )
 
     def _score_words(self, plan: "_Plan", log_probs: Tensor) -> list[WordScore]:

@@ -23,6 +23,7 @@ from convai.evaluation.metrics import (
     hit_summands,
     perplexity_summands,
 )
+from convai.evaluation.report import Ranking
 from convai.options import EvaluationOptions
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class OwnEvaluation:
         self.name = args.dataset_path
         self.batch_size = args.batch_size
         self.max_history = args.max_history
+        self.rank_by = args.rank_by
+        self.ranking: Ranking | None = None  # known once the candidates of all examples are
         self.seed = args.sampling_seed
         self.train, self.valid = load_for_evaluation(args.dataset_path)
         self.has_told_losses = False
@@ -84,7 +87,7 @@ class OwnEvaluation:
             yield figures(totals)
 
     def _hits(self, batch: Sequence[GoldReply]) -> list[dict[str, float]]:
-        scores = self.agent.rank_batch([(example.context, example.candidates) for example in batch])
+        scores = self.agent.rank_batch([(example.context, example.candidates) for example in batch], self.rank_by)
         return [hit_summands(gold_rank(e.candidates, row, e.gold)) for e, row in zip(batch, scores, strict=True)]
 
     def _perplexities(self, batch: Sequence[GoldReply]) -> list[dict[str, float]]:
@@ -102,16 +105,17 @@ class OwnEvaluation:
         """
         encode = cache(self.agent.tokenizer.encode)
         examples = [e._replace(candidates=without_twins(e.candidates, [e.gold], encode)) for e in examples]
-        if any(len(example.candidates) == 1 for example in examples):
+        alone = [i for i, example in enumerate(examples) if len(example.candidates) == 1]
+        if alone:
             split = DialogSplit(build_arrays({"valid": self.valid}, self.agent.tokenizer), "valid")
-            for i, example in enumerate(examples):
-                if len(example.candidates) == 1:
-                    drawn = split.draw_distractors(i, N_VALIDATION_DISTRACTORS)
-                    examples[i] = example._replace(candidates=[*(examples[j].gold for j in drawn), example.gold])
+            for i in alone:
+                drawn, gold = split.draw_distractors(i, N_VALIDATION_DISTRACTORS), examples[i].gold
+                examples[i] = examples[i]._replace(candidates=[*(examples[j].gold for j in drawn), gold])
         n_single = sum(len(example.candidates) == 1 for example in examples)
         if n_single == len(examples):
             raise NoFigure(f"{argument('dataset_path')} {self.name}: no example has candidates to rank, and other "
                            "dialogs have no other replies to draw them from; hits@1 needs some.")  # fmt: skip
+        self.ranking = Ranking.of(self.rank_by, [len(e.candidates) - 1 for e in examples], n_drawn_for=len(alone))
         if n_single:
             logger.warning("%d examples have a single candidate, which is a hit by definition", n_single)
         return examples

@@ -107,7 +107,7 @@ class TransformerAgent(Agent):
 
     def _rank(self, observations) -> list[dict]:
         questions = [(observation["dialog_context"], self._candidates(observation)) for observation in observations]
-        scores = self.dialog_agent.rank_batch(questions)
+        scores = self.dialog_agent.rank_batch(questions, self.opt["rank_by"])
         ranked = [
             best_first(candidates, row, gold_of(observation))
             for observation, (_, candidates), row in zip(observations, questions, scores, strict=True)
@@ -155,8 +155,12 @@ class Perplexity(AverageMetric):
 def metrics_of(score: ReplyScore) -> dict[str, Metric]:
     """Return what one gold reply adds to the perplexities and counts of a report."""
     parts = perplexity_summands(score)
-    return {
-        "ppl": Perplexity(parts["loss"], parts["n_words"]),
-        "ppl_all_pieces": Perplexity(parts["loss_all_pieces"], parts["n_words"]),
-        "token_ppl": Perplexity(parts["token_loss"], parts["n_tokens"]),
-    } | {name: SumMetric(parts[name]) for name in ("n_words", "n_words_skipped", "n_tokens")}
+    published: dict[str, Metric] = {"ppl": Perplexity(parts["loss"], parts["n_words"])} if "loss" in parts else {}
+    return (
+        published
+        | {
+            "ppl_all_pieces": Perplexity(parts["loss_all_pieces"], parts["n_words"]),
+            "token_ppl": Perplexity(parts["token_loss"], parts["n_tokens"]),
+        }
+        | {name: SumMetric(parts[name]) for name in ("n_words", "n_words_skipped", "n_tokens")}
+    )

@@ -17,7 +17,7 @@ from convai.data.parlai_text import take_persona
 from convai.dialog.agent import DialogAgent
 from convai.errors import NoFigure, UserError
 from convai.evaluation.metrics import OFFICIAL_N_ENTRIES, WordPerplexity, count_words, dictionary_texts
-from convai.evaluation.report import FIGURES
+from convai.evaluation.report import FIGURES, Ranking
 from convai.options import EvaluationOptions
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class ParlaiEvaluation:
         import_parlai()
         self.opt = parlai_options(args, for_parlai)
         self.name = self.opt["task"]
+        self.rank_by = args.rank_by
+        self.ranking = Ranking(args.rank_by, "given")  # how many an example has is the task's to know
         self.words: WordPerplexity | None = None
 
     def start(self, eval_type: str, agent: DialogAgent) -> tuple[int, Iterator[dict[str, float]]]:

@@ -27,7 +27,9 @@ def unpack_gguf(path: Path) -> Path:
     try:
         import gguf  # noqa: F401 - what transformers reads it with
     except ImportError as error:
-        raise UserError(f"{path}: .gguf files need the package gguf; `pip install -r requirements-gguf.txt`.") from error
+        raise UserError(
+            f"{path}: .gguf files need the package gguf; `pip install -r requirements-gguf.txt`."
+        ) from error
     with open(path, "rb") as file:
         content = f"{hashlib.file_digest(file, 'sha256').hexdigest()} {version('transformers')}"
     target = cache_folder() / f"{path.stem}.{hashlib.sha256(content.encode()).hexdigest()[:16]}.unpacked"

@@ -28,6 +28,8 @@ _SPACES = "ĉĊċČčĠ▁"  # how vocabularies of bytes or of pieces write whit
 class PretrainedTokenizer(DialogTokenizer):
     """A tokenizer of transformers in one of LAYOUTS."""
 
+    has_published_perplexity = False
+
     def __init__(self, backend: PreTrainedTokenizerFast, family: str, layout: str):
         """`family` is the model_type of the backbone; `backend` is changed where tokens are added."""
         self.family = family

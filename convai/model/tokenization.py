@@ -42,6 +42,8 @@ class DialogTokenizer(ABC):
     """
 
     family: str  # as in config.json's model_type
+    # Whether a word's first piece tells of the word what it did in the published perplexity (see evaluation.metrics).
+    has_published_perplexity: bool = True
     layout: str = "speakers"  # how persona and turns make one input (see data.layouts)
 
     def __init__(self, vocab: Ids, merges: Merges, special_ids: Ids | None = None):

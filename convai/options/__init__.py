@@ -23,6 +23,7 @@ from convai.options.scripts import (
 )
 from convai.options.shared import (
     EVAL_TYPES,
+    RANKINGS,
     AgentOptions,
     DecodingSettings,
     DeviceOptions,
@@ -34,6 +35,7 @@ from convai.options.values import MAX_SEED, non_negative_float, non_negative_int
 __all__ = [
     "EVAL_TYPES",
     "MAX_SEED",
+    "RANKINGS",
     "AgentOptions",
     "ChatOptions",
     "DecodingSettings",

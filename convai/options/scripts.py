@@ -12,6 +12,7 @@ from convai.options.shared import (
     DecodingOptions,
     DeviceOptions,
     InputOptions,
+    MeasureOptions,
     PrecisionOptions,
     TokenOptions,
 )
@@ -204,20 +205,13 @@ class ChatOptions(AgentOptions, PersonaOptions):
 
 
 @dataclass(frozen=True)
-class TaskOptions:
+class TaskOptions(MeasureOptions):
     """What is measured, and on what."""
 
-    eval_type: list[str] = option(["hits@1"], "what to measure", nargs="+", choices=EVAL_TYPES)
     dataset_path: str = option(
         "",
         'evaluate on this data without ParlAI (any form that train.py reads); "" is ParlAI\'s convai2 task',
         metavar="DATA",
-    )
-    rank_by: str = option(
-        "head",
-        "what candidates are ranked by: the ranking head; their log-probability per token; that less the one without "
-        "a context (pmi); or head and pmi, each standardized among an example's candidates",
-        choices=["head", "likelihood", "pmi", "head+pmi"],
     )
     batch_size: int = option(16, "examples at once; does not change results", kind=positive_int)
     output: str = option("", "also write the figures to this JSON file", kind=path, metavar="FILE")
@@ -243,7 +237,7 @@ class EvaluationOptions(AgentOptions, EvaluatedModelOptions, TaskOptions):
 
 
 @dataclass(frozen=True)
-class ParlaiTaskOptions:
+class ParlaiTaskOptions(MeasureOptions):
     """What the agent does, and its model, in ParlAI's own commands."""
 
     eval_type: list[str] = option(

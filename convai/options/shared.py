@@ -17,6 +17,7 @@ from convai.options.values import (
 )
 
 EVAL_TYPES = ["hits@1", "ppl", "f1"]
+RANKINGS = ["head", "likelihood", "pmi", "head+pmi"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,19 @@ class CheckpointOptions:
         metavar="MODEL",
     )
     model_checkpoint: str = option("", "the same; wins over --model", metavar="MODEL")
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What an evaluation measures, and by what it ranks."""
+
+    eval_type: list[str] = option(["hits@1"], "what to measure", nargs="+", choices=EVAL_TYPES)
+    rank_by: str = option(
+        "head",
+        "what candidates are ranked by: the ranking head; their log-probability per token; that less the one without "
+        "a context (pmi); or head and pmi, each standardized among an example's candidates",
+        choices=RANKINGS,
+    )
 
 
 @dataclass(frozen=True)
