@@ -10,8 +10,7 @@ from convai.data.formats import find_source
 from convai.errors import UserError, report_user_errors
 from convai.io.files import write_json
 from convai.io.pretrained import locate_checkpoint
-from convai.model.loading import load_tokenizer
-from convai.model.tokenization import train_vocabulary
+from convai.model.tokenization import load_gpt_tokenizer, train_vocabulary
 from convai.options import NewModelOptions, new_model_parser
 from convai.training.run_folder import what_would_be_lost
 
@@ -25,7 +24,7 @@ def main() -> None:
     if found := what_would_be_lost(folder):
         raise UserError(f"{folder} holds a run or a model already ({found}); give another folder.")
     if args.vocabulary:
-        tokenizer = load_tokenizer(locate_checkpoint(args.vocabulary, "--vocabulary"))
+        tokenizer = load_gpt_tokenizer(locate_checkpoint(args.vocabulary, "--vocabulary"))
         if tokenizer.family != args.family:
             raise UserError(
                 f"--vocabulary {args.vocabulary} is one of {tokenizer.family}; give --family {tokenizer.family}."

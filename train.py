@@ -11,7 +11,6 @@ arguments.json, metrics.jsonl with every validation, and TensorBoard's event fil
 """
 
 from convai.errors import UserError, report_user_errors
-from convai.model.loading import add_adapters, base_record, load_model, load_tokenizer
 from convai.options import TrainingOptions, training_parser
 
 if __name__ == "__main__":
@@ -38,6 +37,7 @@ from convai.io.pretrained import locate_checkpoint
 from convai.model.config import ModelConfig
 from convai.model.double_heads import DoubleHeadsModel
 from convai.model.heads import DoubleHeads
+from convai.model.loading import add_adapters, base_record, load_model, load_tokenizer
 from convai.model.tokenization import DialogTokenizer
 from convai.model.vocabulary import SPECIAL_TOKENS
 from convai.training import resume
@@ -121,7 +121,7 @@ def prepare_data(args: TrainingOptions, resumed: Path | None) -> tuple[Path, Dia
 def prepare_model(
     args: TrainingOptions, source: Path, tokenizer: DialogTokenizer, device: torch.device, goes_on: bool
 ) -> DoubleHeads:
-    """Load the weights, or draw new ones, with embeddings for the dialog tokens, and adapters where they are asked for."""
+    """Load the weights, or draw new ones, with embeddings for the dialog tokens; add adapters where asked for."""
     from_scratch = args.from_scratch and not goes_on
     token_types = None if args.token_types is None else args.token_types == "on"
     model = load_model(
@@ -148,8 +148,8 @@ def align_history(args: TrainingOptions, model: DoubleHeads, train: DialogSplit)
     """Fix the position at which the history starts; the checkpoint's config keeps it for chat and evaluation."""
     config = model.config
     if not isinstance(model, DoubleHeadsModel):
-        raise UserError(f"--align_history is for GPT and GPT-2, whose positions are learned one by one; a {config.family} "
-                        "sees distances: leave it out.")  # fmt: skip
+        raise UserError("--align_history is for GPT and GPT-2, whose positions are learned one by one; leave it out for "
+                        f"a {config.family}.")  # fmt: skip
     half = config.n_positions // 2  # the rest is for the dialog
     config.history_start = args.history_start or config.history_start or min(longest_persona(train), half)
     if config.history_start > half:

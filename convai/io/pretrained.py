@@ -19,8 +19,8 @@ RELEASED_MODEL_URL = (
     "https://s3.amazonaws.com/models.huggingface.co/transfer-learning-chatbot/gpt_personachat_cache.tar.gz"
 )
 VOCABULARY_FILES = ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "added_tokens.json"]
-VOCABULARY_FILES += ["special_tokens.txt", "special_tokens_map.json", "tokenizer.model", "chat_template.jinja"]
-VOCABULARY_FILES += ["generation_config.json"]
+VOCABULARY_FILES += ["special_tokens.txt", "special_tokens_map.json", "tokenizer.model", "chat_template.jinja",
+                     "generation_config.json"]  # fmt: skip
 
 
 def locate_checkpoint(path_or_name: str | Path, option: str = "") -> Path:

@@ -109,13 +109,13 @@ def load_decoder(
     *,
     token_types: bool | None = None,
     from_scratch: bool = False,
-    for_training: bool = False,
     keeps_adapter: bool = False,
     seed: int = 42,
 ) -> DecoderModel:
     """Load a checkpoint folder of any decoder of transformers, checked by the probe.
 
-    Its adapter, if it has one, is merged into the weights, unless it is to be trained on (`keeps_adapter`). Dialog tokens without rows and a missing ranking head are drawn by `seed`, and said to be. `token_types` where the
+    Its adapter, if it has one, is merged into the weights, unless it is to be trained on (`keeps_adapter`). Dialog
+    tokens without rows and a missing ranking head are drawn by `seed`, and said to be. `token_types` where the
     checkpoint does not record whether it has them (None: none). Raises UserError for a model that cannot be had, or
     that does not compute for a candidate in a tree what it would for that candidate alone.
     """
@@ -125,28 +125,23 @@ def load_decoder(
         raise UserError(f"{folder} was trained {'with' if config.token_types else 'without'} token types; leave out "
                         f"{argument('token_types')}.")  # fmt: skip
     check_type(settings)
-    base, base_settings, record = folder, settings, {}
-    if is_adapted := (folder / ADAPTER_CONFIG).is_file():
-        record = read_base(folder)
-        base = locate_checkpoint(record["model_checkpoint"])
-        check_base(record, base, folder)
-        base_settings = read_decoder_config(base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        record: dict[str, Any] = {}
         if from_scratch:
-            settings.vocab_size = max(len(tokenizer), 1)
+            settings.vocab_size = len(tokenizer)
             causal_lm = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+        elif (folder / ADAPTER_CONFIG).is_file():
+            record = read_base(folder)
+            causal_lm = _load_base(folder, record, config.vocab_size)
         else:
-            causal_lm = _load_causal_lm(base, base_settings)
-        if is_adapted:
-            _put_rows(causal_lm, folder, config.vocab_size)
-        else:
+            causal_lm = _load_causal_lm(folder, settings)
             _add_rows(causal_lm, tokenizer, folder)
         model = DecoderModel(config, causal_lm)
         _load_head(model, folder, from_scratch)
     if not from_scratch:
         check_real_weights(model.backbone, folder)
-    if is_adapted:
+    if record:
         load_adapter(causal_lm, folder)
         if keeps_adapter:
             train_rows(causal_lm, record["new_ids"])
@@ -156,6 +151,20 @@ def load_decoder(
     config.vocab_size = causal_lm.get_input_embeddings().weight.shape[0]
     _set_generation(causal_lm, tokenizer)
     return model
+
+
+def _load_base(folder: Path, record: dict[str, Any], n_rows: int) -> PreTrainedModel:
+    """Load the model that the adapter in a checkpoint is for, and give it the rows of tokens that were trained."""
+    base = locate_checkpoint(record["model_checkpoint"])
+    check_base(record, base, folder)
+    causal_lm = _load_causal_lm(base, read_decoder_config(base))
+    if record["new_ids"]:
+        causal_lm.resize_token_embeddings(n_rows, mean_resizing=False)
+        rows = load_file(folder / HEADS_FILE)
+        with torch.no_grad():
+            for name, matrix in _token_matrices(causal_lm).items():
+                matrix.weight[record["new_ids"]] = rows[f"{name}.rows"]
+    return causal_lm
 
 
 def _load_causal_lm(folder: Path, settings: PretrainedConfig) -> PreTrainedModel:
@@ -199,18 +208,6 @@ def _add_rows(causal_lm: PreTrainedModel, tokenizer: DialogTokenizer, folder: Pa
             weight[new] = mean + std * torch.randn(len(new), weight.shape[1])
 
 
-def _put_rows(causal_lm: PreTrainedModel, folder: Path, n_rows: int) -> None:
-    """Give a base model the rows of tokens that its adapter's checkpoint has trained in full."""
-    record = read_base(folder)
-    if not record["new_ids"]:
-        return
-    causal_lm.resize_token_embeddings(n_rows, mean_resizing=False)
-    rows = load_file(folder / HEADS_FILE)
-    with torch.no_grad():
-        for name, matrix in _token_matrices(causal_lm).items():
-            matrix.weight[record["new_ids"]] = rows[f"{name}.rows"]
-
-
 def _token_matrices(causal_lm: PreTrainedModel) -> dict[str, nn.Module]:
     """Return embedding and output matrix; where they are one, it alone."""
     embedding, output = causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
@@ -234,7 +231,7 @@ def _load_head(model: DecoderModel, folder: Path, from_scratch: bool) -> None:
 
 
 def _set_generation(causal_lm: PreTrainedModel, tokenizer: DialogTokenizer) -> None:
-    """Have generation_config.json say what ends a reply, and how interact.py chooses one unless it is told otherwise."""
+    """Have generation_config.json say what ends a reply, and how interact.py chooses one by default."""
     defaults = DecodingSettings()
     causal_lm.generation_config = GenerationConfig(
         bos_token_id=causal_lm.config.bos_token_id,

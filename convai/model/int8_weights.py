@@ -46,7 +46,8 @@ class Int8WeightLinear(nn.Module):
 def use_int8_weights(model: DoubleHeads, loss_of: Callable[[DoubleHeads], float] | None) -> None:
     """Turn a model's linear layers into 8-bit ones, in place; embedding, norms and the ranking head stay in fp32.
 
-    `loss_of` measures it (mean negative log-probability). Raises UserError where perplexity rises by more than MAX_LOSS.
+    `loss_of` measures it (mean negative log-probability). Raises UserError where perplexity rises by more than
+    MAX_LOSS.
     """
     assert isinstance(model, DecoderModel), type(model)
     assert loss_of is not None, "int8 is not given to a model unmeasured"

@@ -36,13 +36,13 @@ def load_tokenizer(
     config = read_config(folder) if (folder / "config.json").is_file() else {}
     if is_own_family(config):
         if layout == "chat":
-            raise UserError(f"{argument('layout')} chat: {folder} is a GPT or GPT-2, which have no chat template; leave "
-                            "it out.")  # fmt: skip
+            raise UserError(f"{argument('layout')} chat: {folder} is a GPT or GPT-2, which have no chat template; "
+                            "leave it out.")  # fmt: skip
         return load_gpt_tokenizer(folder, tokenization, dialog_token_ids)
     for name, value in (("tokenization", tokenization), ("dialog_token_ids", dialog_token_ids)):
         if value:
-            raise UserError(f"{argument(name)} is for GPT and GPT-2, but {folder} is a {config['model_type']}; leave it "
-                            "out.")  # fmt: skip
+            raise UserError(f"{argument(name)} is for GPT and GPT-2, but {folder} is a {config['model_type']}; leave "
+                            "it out.")  # fmt: skip
     recorded = config.get("layout")
     if recorded and layout and recorded != layout:
         raise UserError(f"{folder} was trained with {argument('layout')} {recorded}; leave out {argument('layout')} "
@@ -72,9 +72,8 @@ def load_model(
     from convai.model.decoder import load_decoder
 
     return load_decoder(
-        folder, tokenizer, token_types=token_types, from_scratch=from_scratch, for_training=for_training,
-        keeps_adapter=keeps_adapter, seed=seed,
-    )  # fmt: skip
+        folder, tokenizer, token_types=token_types, from_scratch=from_scratch, keeps_adapter=keeps_adapter, seed=seed
+    )
 
 
 def save_model(model: DoubleHeads, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
