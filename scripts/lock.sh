@@ -32,7 +32,7 @@ lock() { # lock LOCK [arguments]
 }
 
 # One resolution serves users and developers: the smaller lock takes its versions from the larger one.
-lock requirements-dev.lock requirements.txt requirements-hub.txt requirements-dev.txt \
+lock requirements-dev.lock requirements.txt requirements-hub.txt requirements-gguf.txt requirements-dev.txt \
     --constraints requirements-parlai.txt "$@"
 lock requirements.lock requirements.txt --constraints requirements-dev.lock
 lock requirements-parlai.lock requirements-parlai.txt --no-deps

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
-use_environment requirements-dev.lock requirements.txt requirements-hub.txt requirements-dev.txt
+use_environment requirements-dev.lock requirements.txt requirements-hub.txt requirements-gguf.txt requirements-dev.txt
 # ParlAI, which the evaluation is tested against for real.
 satisfies "$PYTHON" requirements-parlai.txt || install_lock "$PYTHON" requirements-parlai.lock
 "$PYTHON" -m ruff check .

@@ -18,7 +18,7 @@ import convai
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REQUIREMENTS = {  # of each lock
     "requirements.lock": ["requirements.txt"],
-    "requirements-dev.lock": ["requirements.txt", "requirements-hub.txt", "requirements-dev.txt"],
+    "requirements-dev.lock": ["requirements.txt", "requirements-hub.txt", "requirements-gguf.txt", "requirements-dev.txt"],
     "requirements-parlai.lock": ["requirements-parlai.txt"],
 }
 OF_PYTORCH = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
@@ -69,8 +69,9 @@ def test_the_wheel_asks_for_what_the_requirements_say(wheel):
         r'^Requires-Dist: ([\w.-]+)==([\w.]+)(?: *; extra == "(\w+)")?$', metadata, re.MULTILINE
     ):
         asked.setdefault(extra, {})[canonical(name)] = version
-    hub = pins("requirements-hub.txt")
-    assert asked == {"": pins("requirements.txt"), "hub": hub, "dev": {**hub, **pins("requirements-dev.txt")}}
+    hub, gguf = pins("requirements-hub.txt"), pins("requirements-gguf.txt")
+    dev = {**hub, **gguf, **pins("requirements-dev.txt")}
+    assert asked == {"": pins("requirements.txt"), "hub": hub, "gguf": gguf, "dev": dev}
     assert re.search(r"^License-File: LICENCE$", metadata, re.MULTILINE)
 
 
