@@ -34,9 +34,8 @@ from convai.data.batches import TreeBatch, collate_trees
 from convai.data.inputs import InputBuilder, longest_persona
 from convai.data.store import DialogSplit
 from convai.io.pretrained import locate_checkpoint
-from convai.model.config import ModelConfig
 from convai.model.double_heads import DoubleHeadsModel
-from convai.model.heads import DoubleHeads
+from convai.model.heads import DialogConfig, DoubleHeads
 from convai.model.loading import add_adapters, base_record, load_model, load_tokenizer
 from convai.model.tokenization import DialogTokenizer
 from convai.model.vocabulary import SPECIAL_TOKENS
@@ -148,8 +147,8 @@ def align_history(args: TrainingOptions, model: DoubleHeads, train: DialogSplit)
     """Fix the position at which the history starts; the checkpoint's config keeps it for chat and evaluation."""
     config = model.config
     if not isinstance(model, DoubleHeadsModel):
-        raise UserError("--align_history is for GPT and GPT-2, whose positions are learned one by one; leave it out for "
-                        f"a {config.family}.")  # fmt: skip
+        raise UserError("--align_history is for GPT and GPT-2, whose positions are learned one by one; leave it out "
+                        f"for a {config.family}.")  # fmt: skip
     half = config.n_positions // 2  # the rest is for the dialog
     config.history_start = args.history_start or config.history_start or min(longest_persona(train), half)
     if config.history_start > half:
@@ -159,7 +158,7 @@ def align_history(args: TrainingOptions, model: DoubleHeads, train: DialogSplit)
 
 
 def get_data_loaders(
-    args: TrainingOptions, splits: dict[str, DialogSplit], tokenizer: DialogTokenizer, config: ModelConfig,
+    args: TrainingOptions, splits: dict[str, DialogSplit], tokenizer: DialogTokenizer, config: DialogConfig,
     device: torch.device,
 ) -> tuple[DataLoader, DataLoader]:  # fmt: skip
     """Return the loaders of training (an Update a step) and validation (a TreeBatch a step, every candidate)."""

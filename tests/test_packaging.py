@@ -18,7 +18,7 @@ import convai
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 REQUIREMENTS = {  # of each lock
     "requirements.lock": ["requirements.txt"],
-    "requirements-dev.lock": ["requirements.txt", "requirements-hub.txt", "requirements-gguf.txt", "requirements-dev.txt"],
+    "requirements-dev.lock": [f"requirements{kind}.txt" for kind in ("", "-hub", "-gguf", "-dev")],
     "requirements-parlai.lock": ["requirements-parlai.txt"],
 }
 OF_PYTORCH = re.compile(r"torch|triton|nvidia-.*|cuda-.*")

@@ -145,7 +145,8 @@ def figures(totals: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics of totals of such summands: means over examples; perplexities over words, and over tokens.
 
     `ppl` is word perplexity by the published definition, where it is defined, `ppl_all_pieces` by all pieces,
-    `token_ppl` what training's validation reports. They are NaN where nothing was scored. Totals of no examples have no figures.
+    `token_ppl` what training's validation reports. They are NaN where nothing was scored. Totals of no examples have
+    no figures.
     """
     if not totals.get("n_examples"):
         return {}

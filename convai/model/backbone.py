@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
@@ -26,6 +26,7 @@ from convai.model.cpu_kernels import Dropout, QueryBlock, attend, attend_by_bloc
 from convai.model.transformer import tree_mask
 
 CANDIDATE_TREES = "candidate_trees"
+CausalLM = Any  # a PreTrainedModel of transformers, half of whose methods have no annotations
 
 
 class Trees(NamedTuple):
@@ -55,7 +56,9 @@ class TreeMask(NamedTuple):
 _trees: ContextVar[Trees | None] = ContextVar("trees", default=None)  # of the forward pass that is on
 
 
-def _mask(*, mask_function: Callable = causal_mask_function, use_vmap: bool = False, **arguments: Any) -> Any:
+def _mask(
+    *, mask_function: Callable[..., Tensor] = causal_mask_function, use_vmap: bool = False, **arguments: Any
+) -> Any:
     """Return the mask of the trees that are read, or, where there are none, that of transformers' sdpa."""
     trees = _trees.get()
     if trees is None:
@@ -128,7 +131,7 @@ def _reading(trees: Trees) -> Iterator[None]:
 class Backbone(nn.Module):
     """A causal language model of transformers, between embedded tokens and hidden states or logits."""
 
-    def __init__(self, causal_lm: PreTrainedModel):
+    def __init__(self, causal_lm: CausalLM):
         """Raises UserError for a model whose attention cannot be replaced."""
         super().__init__()
         name = type(causal_lm).__name__

@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
 from convai.errors import UserError, argument
 from convai.io.files import atomic_writes
 from convai.io.pretrained import locate_checkpoint
-from convai.model.backbone import Backbone
+from convai.model.backbone import Backbone, CausalLM
 from convai.model.decoder_config import DecoderConfig, read_decoder_config
 from convai.model.heads import DoubleHeads, MultipleChoiceHead
 from convai.model.lora import (
@@ -40,6 +40,9 @@ from convai.options import DecodingSettings
 HEADS_FILE = "heads.safetensors"
 _LM, _HEAD = "backbone.causal_lm.", "multiple_choice_head."
 
+_AutoModel: Any = AutoModelForCausalLM
+_GenerationConfig: Any = GenerationConfig
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +51,7 @@ class DecoderModel(DoubleHeads):
 
     config: DecoderConfig
 
-    def __init__(self, config: DecoderConfig, causal_lm: PreTrainedModel):
+    def __init__(self, config: DecoderConfig, causal_lm: CausalLM):
         super().__init__()
         self.config = config
         self.backbone = Backbone(causal_lm)
@@ -56,7 +59,7 @@ class DecoderModel(DoubleHeads):
         self.base: dict[str, Any] = {}  # with adapters: the model that they are for, and its rows trained in full
 
     @property
-    def causal_lm(self) -> PreTrainedModel:
+    def causal_lm(self) -> CausalLM:
         """transformers' model, for all that concerns it alone."""
         return self.backbone.causal_lm
 
@@ -130,7 +133,7 @@ def load_decoder(
         record: dict[str, Any] = {}
         if from_scratch:
             settings.vocab_size = len(tokenizer)
-            causal_lm = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+            causal_lm = _AutoModel.from_config(settings, dtype=torch.float32)
         elif (folder / ADAPTER_CONFIG).is_file():
             record = read_base(folder)
             causal_lm = _load_base(folder, record, config.vocab_size)
@@ -153,7 +156,7 @@ def load_decoder(
     return model
 
 
-def _load_base(folder: Path, record: dict[str, Any], n_rows: int) -> PreTrainedModel:
+def _load_base(folder: Path, record: dict[str, Any], n_rows: int) -> CausalLM:
     """Load the model that the adapter in a checkpoint is for, and give it the rows of tokens that were trained."""
     base = locate_checkpoint(record["model_checkpoint"])
     check_base(record, base, folder)
@@ -167,9 +170,9 @@ def _load_base(folder: Path, record: dict[str, Any], n_rows: int) -> PreTrainedM
     return causal_lm
 
 
-def _load_causal_lm(folder: Path, settings: PretrainedConfig) -> PreTrainedModel:
+def _load_causal_lm(folder: Path, settings: PretrainedConfig) -> CausalLM:
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = _AutoModel.from_pretrained(
             str(folder), config=settings, dtype=torch.float32, trust_remote_code=False, weights_only=True,
             local_files_only=True, output_loading_info=True,
         )  # fmt: skip
@@ -187,7 +190,7 @@ def _load_causal_lm(folder: Path, settings: PretrainedConfig) -> PreTrainedModel
     return model
 
 
-def _add_rows(causal_lm: PreTrainedModel, tokenizer: DialogTokenizer, folder: Path) -> None:
+def _add_rows(causal_lm: CausalLM, tokenizer: DialogTokenizer, folder: Path) -> None:
     """Give new dialog tokens rows in embedding and output matrix, near the mean of the others."""
     matrices = [causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()]
     n_rows = len(matrices[0].weight)
@@ -208,7 +211,7 @@ def _add_rows(causal_lm: PreTrainedModel, tokenizer: DialogTokenizer, folder: Pa
             weight[new] = mean + std * torch.randn(len(new), weight.shape[1])
 
 
-def _token_matrices(causal_lm: PreTrainedModel) -> dict[str, nn.Module]:
+def _token_matrices(causal_lm: CausalLM) -> dict[str, nn.Module]:
     """Return embedding and output matrix; where they are one, it alone."""
     embedding, output = causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
     return {"embedding": embedding} | ({} if output.weight is embedding.weight else {"output": output})
@@ -230,10 +233,10 @@ def _load_head(model: DecoderModel, folder: Path, from_scratch: bool) -> None:
         raise UserError(f"{path} is damaged or of another model ({reason}); fetch or train it again.") from error
 
 
-def _set_generation(causal_lm: PreTrainedModel, tokenizer: DialogTokenizer) -> None:
+def _set_generation(causal_lm: CausalLM, tokenizer: DialogTokenizer) -> None:
     """Have generation_config.json say what ends a reply, and how interact.py chooses one by default."""
     defaults = DecodingSettings()
-    causal_lm.generation_config = GenerationConfig(
+    causal_lm.generation_config = _GenerationConfig(
         bos_token_id=causal_lm.config.bos_token_id,
         eos_token_id=sorted(tokenizer.ending_ids),
         pad_token_id=tokenizer.pad_id,

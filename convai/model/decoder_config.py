@@ -70,7 +70,10 @@ def read_decoder_config(folder: Path) -> PretrainedConfig:
         raise UserError(f"{folder}: its weights are quantized, which cannot be trained on nor probed; use the "
                         "checkpoint in full precision.")  # fmt: skip
     try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        settings: PretrainedConfig = AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True
+        )
+        return settings
     except Exception as error:  # whatever a config's own checks raise
         has_code = "auto_map" in content
         reason = "it needs code of its own, which is never run" if has_code else _first_line(error)

@@ -22,17 +22,18 @@ MAX_LOSS = 0.01  # of perplexity
 class Int8WeightLinear(nn.Module):
     """A linear map whose weights are 8-bit integers with a scale for each output; for inference on CPUs."""
 
+    integers: Tensor  # (O, I)
+    scale: Tensor  # (O,)
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         """`weight` is (O, I), `bias` (O,)."""
         super().__init__()
         scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
-        self.register_buffer("integers", (weight / scale[:, None]).round().to(torch.int8), persistent=False)
         self.register_buffer("scale", scale.to(torch.bfloat16), persistent=False)
-        # Rounded to the scales as they are kept, so that their own rounding costs nothing.
-        kept = self.scale.float()[:, None]
-        self.integers = (weight / kept).round().clamp(-127, 127).to(torch.int8)
+        # Divided by the scales as they are kept, so that their own rounding costs nothing.
+        integers = (weight / self.scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self.register_buffer("integers", integers, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

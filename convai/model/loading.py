@@ -5,6 +5,7 @@ What decides is config.json's model_type. transformers' models are imported only
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from convai.model.heads import DoubleHeads
 from convai.model.tokenization import DialogTokenizer, load_gpt_tokenizer
 
 
-def is_own_family(config: dict) -> bool:
+def is_own_family(config: dict[str, Any]) -> bool:
     """Whether config.json is of GPT or GPT-2, by `model_type` or, in files older than that key, by its absence."""
     return (config.get("model_type") or "gpt2") in ARCHITECTURES
 

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from convai.errors import UserError, argument
 from convai.io.files import read_json_object, write_json
+from convai.model.backbone import CausalLM
 
 ADAPTER_CONFIG, ADAPTER_FILE, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 _ADAPTER = "default"
@@ -24,17 +24,21 @@ _PEFT_PREFIX = "base_model.model."
 _BASE_LAYER = ".base_layer."
 
 
-def add_lora(causal_lm: PreTrainedModel, rank: int, alpha: float, dropout: float) -> None:
+def add_lora(causal_lm: CausalLM, rank: int, alpha: float, dropout: float) -> None:
     """Freeze a model and give all of its linear layers adapters of this rank, scaled by `alpha` / `rank`."""
     from peft import LoraConfig
 
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type] # any number does
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
     )
     _inject(causal_lm, config)
 
 
-def _inject(causal_lm: PreTrainedModel, config: Any) -> None:
+def _inject(causal_lm: CausalLM, config: Any) -> None:
     from peft import inject_adapter_in_model
 
     causal_lm.requires_grad_(False)
@@ -44,7 +48,7 @@ def _inject(causal_lm: PreTrainedModel, config: Any) -> None:
         parameter.requires_grad_(".lora_" in name)
 
 
-def train_rows(causal_lm: PreTrainedModel, new_ids: Sequence[int]) -> None:
+def train_rows(causal_lm: CausalLM, new_ids: Sequence[int]) -> None:
     """Let these rows of embedding and output matrix be trained, and no others, whose gradients stay zero."""
     if not new_ids:
         return
@@ -56,7 +60,7 @@ def train_rows(causal_lm: PreTrainedModel, new_ids: Sequence[int]) -> None:
         weight.register_hook(lambda gradient, is_new=is_new: gradient * is_new.to(gradient))
 
 
-def merge_lora(causal_lm: PreTrainedModel) -> None:
+def merge_lora(causal_lm: CausalLM) -> None:
     """Add the adapters to what they adapt, in place, and let all weights be trained again."""
     for name, layer in list(causal_lm.named_modules()):
         if hasattr(layer, "get_delta_weight") and hasattr(layer, "base_layer"):
@@ -67,7 +71,7 @@ def merge_lora(causal_lm: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def merged_weights(causal_lm: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def merged_weights(causal_lm: CausalLM, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return `weights` of a model under the names that it has without adapters, these added to what they adapt."""
     merged = {}
     for name, tensor in weights.items():
@@ -82,7 +86,7 @@ def merged_weights(causal_lm: PreTrainedModel, weights: dict[str, Tensor]) -> di
     return merged
 
 
-def save_adapter(causal_lm: PreTrainedModel, weights: dict[str, Tensor], folder: Path, base: dict[str, Any]) -> None:
+def save_adapter(causal_lm: CausalLM, weights: dict[str, Tensor], folder: Path, base: dict[str, Any]) -> None:
     """Write a model's adapter and what it belongs to. Raises OSError."""
     own = {_PEFT_PREFIX + name.replace(f".{_ADAPTER}.", "."): t for name, t in weights.items() if ".lora_" in name}
     causal_lm.lora_config.save_pretrained(str(folder))
@@ -90,7 +94,7 @@ def save_adapter(causal_lm: PreTrainedModel, weights: dict[str, Tensor], folder:
     write_json(folder / BASE_FILE, base)
 
 
-def load_adapter(causal_lm: PreTrainedModel, folder: Path) -> None:
+def load_adapter(causal_lm: CausalLM, folder: Path) -> None:
     """Give a base model the adapter in a checkpoint folder; UserError where it is damaged or of another model."""
     from peft import LoraConfig
 
