@@ -12,7 +12,7 @@ from pathlib import Path
 
 from convai.errors import UserError
 from convai.io.download import cache_folder, locked
-from convai.io.files import atomic_write
+from convai.io.files import atomic_write, read_json_object, write_json
 
 GGUF_SUFFIX = ".gguf"
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def unpack_gguf(path: Path) -> Path:
     """Return the folder with the model and tokenizer of a .gguf file; UserError where it cannot be read.
 
-    The folder's name ends in a hash of the file's content, so it is unpacked once, wherever it lies.
+    The folder's name is a hash of the file's content, so it is unpacked once, wherever it lies.
     """
     try:
         import gguf  # noqa: F401 - what transformers reads it with
@@ -32,7 +32,7 @@ def unpack_gguf(path: Path) -> Path:
         ) from error
     with open(path, "rb") as file:
         content = f"{hashlib.file_digest(file, 'sha256').hexdigest()} {version('transformers')}"
-    target = cache_folder() / f"{path.stem}.{hashlib.sha256(content.encode()).hexdigest()[:16]}.unpacked"
+    target = cache_folder() / f"gguf-{hashlib.sha256(content.encode()).hexdigest()[:16]}.unpacked"
     if not target.is_dir():
         with locked(target):
             if not target.is_dir():  # another process may have unpacked it while we waited
@@ -62,3 +62,11 @@ def _unpack(path: Path, target: Path) -> None:
     with atomic_write(target, durable=True) as temporary:
         plain.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        _drop_added_tokens(temporary / "tokenizer.json", settings.get_text_config(decoder=True).vocab_size)
+
+
+def _drop_added_tokens(path: Path, n_rows: int) -> None:
+    """Take tokens out of a tokenizer.json that the model has no rows for: transformers adds one of its own."""
+    content = read_json_object(path)
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < n_rows]
+    write_json(path, content, indent=None)

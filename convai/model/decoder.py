@@ -165,8 +165,8 @@ def _load_base(folder: Path, record: dict[str, Any], n_rows: int) -> CausalLM:
         causal_lm.resize_token_embeddings(n_rows, mean_resizing=False)
         rows = load_file(folder / HEADS_FILE)
         with torch.no_grad():
-            for name, matrix in _token_matrices(causal_lm).items():
-                matrix.weight[record["new_ids"]] = rows[f"{name}.rows"]
+            for name, weight in _token_weights(causal_lm).items():
+                weight[record["new_ids"]] = rows[f"{name}.rows"]
     return causal_lm
 
 
@@ -211,10 +211,10 @@ def _add_rows(causal_lm: CausalLM, tokenizer: DialogTokenizer, folder: Path) -> 
             weight[new] = mean + std * torch.randn(len(new), weight.shape[1])
 
 
-def _token_matrices(causal_lm: CausalLM) -> dict[str, nn.Module]:
+def _token_weights(causal_lm: CausalLM) -> dict[str, Tensor]:
     """Return embedding and output matrix; where they are one, it alone."""
-    embedding, output = causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
-    return {"embedding": embedding} | ({} if output.weight is embedding.weight else {"output": output})
+    embedding, output = causal_lm.get_input_embeddings().weight, causal_lm.get_output_embeddings().weight
+    return {"embedding": embedding} | ({} if output is embedding else {"output": output})
 
 
 def _load_head(model: DecoderModel, folder: Path, from_scratch: bool) -> None:
@@ -267,9 +267,9 @@ def save_adapted(model: DecoderModel, folder: Path, weights: dict[str, Tensor]) 
     """Write a model's adapter, its ranking head and the rows trained in full, and what they are for. Raises OSError."""
     own = {name.removeprefix(_LM): tensor for name, tensor in weights.items() if name.startswith(_LM)}
     head = {name: tensor.contiguous() for name, tensor in weights.items() if name.startswith(_HEAD)}
-    for name, matrix in _token_matrices(model.causal_lm).items():
+    for name, weight in _token_weights(model.causal_lm).items():
         if new_ids := model.base["new_ids"]:
-            head[f"{name}.rows"] = matrix.weight.detach()[new_ids]
+            head[f"{name}.rows"] = weight.detach()[new_ids]
     _record(model)
     with atomic_writes(folder) as temporary:
         model.causal_lm.config.save_pretrained(temporary)

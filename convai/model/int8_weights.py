@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convai.errors import UserError, argument
@@ -17,6 +18,7 @@ from convai.model.decoder import DecoderModel
 from convai.model.heads import DoubleHeads
 
 MAX_LOSS = 0.01  # of perplexity
+BLOCK = 64  # entries; a multiple of what any CPU takes at once
 
 
 class Int8WeightLinear(nn.Module):
@@ -29,6 +31,9 @@ class Int8WeightLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         """`weight` is (O, I), `bias` (O,)."""
         super().__init__()
+        self.n_outputs, self.n_inputs = weight.shape
+        # The kernel reads and writes whole vectors, whether the matrix has them or not.
+        weight = F.pad(weight, (0, -self.n_inputs % BLOCK, 0, -self.n_outputs % BLOCK))
         scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
         self.register_buffer("scale", scale.to(torch.bfloat16), persistent=False)
         # Divided by the scales as they are kept, so that their own rounding costs nothing.
@@ -38,10 +43,12 @@ class Int8WeightLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., O) of x (..., I)."""
-        rows = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-        y = torch._weight_int8pack_mm(rows, self.integers, self.scale).to(x.dtype)
+        rows = x.reshape(-1, self.n_inputs).to(torch.bfloat16)
+        if n_missing := self.integers.shape[1] - self.n_inputs:
+            rows = F.pad(rows, (0, n_missing))
+        y = torch._weight_int8pack_mm(rows, self.integers, self.scale)[:, : self.n_outputs].to(x.dtype)
         y = y if self.bias is None else y + self.bias
-        return y.view(*x.shape[:-1], -1)
+        return y.reshape(*x.shape[:-1], self.n_outputs)
 
 
 def use_int8_weights(model: DoubleHeads, loss_of: Callable[[DoubleHeads], float] | None) -> None:
