@@ -26,7 +26,6 @@ from convai.data.store import DialogSplit, Example, build_arrays
 from convai.device import choose_device
 from convai.errors import UserError
 from convai.io.pretrained import locate_checkpoint, read_config
-from convai.model.double_heads import DoubleHeadsModel
 from convai.model.loading import load_model, load_tokenizer, save_model
 from convai.model.quantization import lower_precision
 from convai.model.tokenization import DialogTokenizer, train_vocabulary
@@ -85,7 +84,7 @@ class Setting:
     def tokenizer(self) -> DialogTokenizer:
         return load_tokenizer(self.folder)
 
-    def load_ours(self, dtype: str = "fp32") -> DoubleHeadsModel:
+    def load_ours(self, dtype: str = "fp32") -> Any:
         model = load_model(self.folder, self.tokenizer)
         model.config.ranking_is_trained = True  # here its scores are only timed and compared
         return lower_precision(model.to(self.device).eval(), dtype)
@@ -99,7 +98,8 @@ class Setting:
         return {name: DialogSplit(arrays, name) for name in self.dialogs}
 
     def dataset(self, split: str, num_candidates: int | None = None, max_history: int = MAX_HISTORY) -> TreeDataset:
-        n_positions = read_config(self.folder)["n_positions"]
+        config = read_config(self.folder)
+        n_positions = config.get("n_positions") or config["max_position_embeddings"]
         inputs = InputBuilder(self.tokenizer, n_positions)
         return TreeDataset(self.splits[split], inputs, max_history=max_history, num_candidates=num_candidates)
 
@@ -126,7 +126,8 @@ class Setting:
     def describe(self) -> dict[str, Any]:
         """Return what a report says of the run itself."""
         config = read_config(self.folder)
-        sizes = f"{config['n_layer']} layers of {config['n_embd']}, {config['vocab_size']} tokens"
+        layers = config.get("n_layer") or config["num_hidden_layers"]
+        sizes = f"{layers} layers of {config.get('n_embd') or config['hidden_size']}, {config['vocab_size']} tokens"
         return {
             "dtype": self.options.dtype,
             "model": f"{config['model_type']}, {sizes}",

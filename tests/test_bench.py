@@ -14,6 +14,7 @@ from bench.enlarge import enlarged
 from bench.measure import compare, ratio
 from bench.setting import Disagreement, Setting
 from tests.conftest import ROOT, TEXTS, make_dialogs
+from tests.decoder_folders import make_decoder
 
 TINY = ["--small", "--repeats", "1", "--examples", "3", "--reference_examples", "2", "--batch_size", "2"]
 
@@ -113,3 +114,18 @@ def test_the_kernels_are_compared_with_torchs_own():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(" times as long without (bf16, 4 candidates)") == 3
+
+
+def test_a_decoders_tree_against_padded_candidates(tmp_path, monkeypatch, dataset_file, capsys):
+    from bench import decoders
+
+    monkeypatch.setenv("CONVAI_CACHE", str(tmp_path / "cache"))
+    folder = make_decoder(tmp_path / "model")
+    decoders.main([str(folder), "--data", str(dataset_file), "--examples", "3", "--repeats", "1"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["ratio"] > 0
+    assert report["padded tokens an example"] > 2 * report["tree tokens an example"]
+    # Scores of another attention would not be those of the trees, and then nothing is timed.
+    monkeypatch.setattr(decoders, "padded", lambda tree: (torch.ones(4, 9, dtype=torch.long),) * 2)
+    with pytest.raises(Disagreement):
+        decoders.main([str(folder), "--data", str(dataset_file), "--examples", "3", "--repeats", "1"])
