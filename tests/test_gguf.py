@@ -1,4 +1,4 @@
-"""Checkpoints in one .gguf file: a tiny one is written here, in full precision, and must compute what it was made of."""
+"""Checkpoints in one .gguf file: a tiny one is written here in full precision, and must compute what it is made of."""
 
 import json
 import logging

@@ -40,9 +40,22 @@ With the code of transfer-learning-conv-ai, in this folder's place:
 python interact.py --model_checkpoint FOLDER
 ```
 
+{layout}"""
+
+LAYOUTS = {
+    "speakers": """\
 `config.json`, `model.safetensors` and the vocabulary have the layout of transformers' `{model_class}`. Its
 input is persona, history and reply with the tokens `<bos> <eos> <speaker1> <speaker2>`, token types by speaker; the
-code's `utils.build_input_from_segments` builds it."""
+code's `utils.build_input_from_segments` builds it.""",
+    "speakers, no types": """\
+The folder has the layout of transformers' `{model_class}`, the ranking head beside it in `heads.safetensors`. Its input
+is persona, history and reply with the tokens `<bos> <eos> <speaker1> <speaker2>`; the code's
+`utils.build_input_from_segments` builds it.""",
+    "chat": """\
+The folder has the layout of transformers' `{model_class}`, the ranking head beside it in `heads.safetensors`. So
+`pipeline("text-generation", FOLDER)` and servers of such models read it: the persona is the system message, a sentence
+a line, and of the dialog the model saw the last {n_turns} turns in training.""",
+}
 
 LIMITS = """\
 ## Limits
@@ -86,13 +99,19 @@ def model_card(run: Path, facts: dict) -> str:
         "A dialog agent with a persona, trained as in TransferTransfo (Wolf et al., 2019, arXiv 1901.08149): "
         f"{origin(options)}, with a language-model loss on the gold reply and a loss for picking it out of several "
         "candidates.",
-        USE.format(model_class=model_class),
+        USE.format(layout=layout_of(config).format(model_class=model_class, n_turns=2 * options["max_history"] + 1)),
         f"## Data\n\n{data_of(options)}",
         f"## Figures\n\n{figures(validations, best)}",
         f"## Training\n\n{training(config, options, facts)}",
         LIMITS,
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def layout_of(config: dict) -> str:
+    """Return what is to be said of a model's files and input."""
+    is_untyped = config.get("layout") == "speakers" and not config.get("token_types")
+    return LAYOUTS["speakers, no types" if is_untyped else config.get("layout", "speakers")]
 
 
 def best_validation(validations: list[dict], options: dict) -> dict:
