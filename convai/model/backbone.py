@@ -1,15 +1,18 @@
-"""The seam to transformers: any of its causal language models, run on packed candidate trees.
+"""The seam to transformers: any of its causal language models, run on candidate trees.
 
 transformers' models take their attention, and the mask for it, from two registries. Under the name CANDIDATE_TREES
 there are a mask that evaluates the model's own rule (full, sliding, chunked) at positions rather than rows, and lets a
 branch see the context and itself; and an attention that takes the packed tokens to the padded grid and back. All else
-in a model works on single tokens, so that it computes for each branch what it would for that candidate alone; where it
-does not (recurrent layers, attention of its own), the probe notices (see probe.py).
+in a model works on single tokens, so that it computes for each branch what it would for that candidate alone.
+
+A model that does not take its attention from there reads the padded grid instead, with a mask like any other. Where
+neither will do (recurrent layers, attention by distance in the row), the probe notices (see probe.py).
 
 Shapes: B trees, T positions of the longest, P tokens of all trees, D width, H heads, V vocabulary.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,10 +30,14 @@ from convai.model.transformer import tree_mask
 
 CANDIDATE_TREES = "candidate_trees"
 CausalLM = Any  # a PreTrainedModel of transformers, half of whose methods have no annotations
+# Tensors that models hand to attention, of which the kernels here need nothing; any other changes what it computes.
+_IDLE_TENSORS = ("position_ids", "cache_position")
+
+_Attended = tuple[Tensor, Tensor | None]
 
 
 class Trees(NamedTuple):
-    """Where the packed tokens of a batch stand, and who sees whom by branch alone."""
+    """Where the tokens of a batch stand, and who sees whom by branch alone."""
 
     grid_indices: Tensor  # (P,) into the flattened B * T
     positions: Tensor  # (B, T); 0 for padding
@@ -41,12 +48,19 @@ class Trees(NamedTuple):
     def of(cls, position_ids: Tensor, grid_indices: Tensor, branch_ids: Tensor) -> "Trees":
         """Work it out from what a TreeBatch holds."""
         mask = tree_mask(branch_ids)
-        positions = position_ids.new_zeros(branch_ids.numel()).index_copy(0, grid_indices, position_ids)
-        return cls(grid_indices, positions.view(branch_ids.shape), mask.visible, list(mask.blocks))
+        positions = _on_grid(position_ids, grid_indices, branch_ids.shape)
+        return cls(grid_indices, positions, mask.visible, list(mask.blocks))
+
+
+def _on_grid(rows: Tensor, grid_indices: Tensor, shape: torch.Size) -> Tensor:
+    """Return (B, T, ...) with rows (P, ...) at `grid_indices` (P,), which rise, and zeros elsewhere."""
+    if len(rows) < shape.numel():
+        rows = rows.new_zeros(shape.numel(), *rows.shape[1:]).index_copy(0, grid_indices, rows)
+    return rows.view(*shape, *rows.shape[1:])
 
 
 class TreeMask(NamedTuple):
-    """What attention gets as its mask."""
+    """What attention gets as its mask. A model that computes with it itself fails, and so is refused."""
 
     visible: Tensor  # (B, 1, T, T) bool, the model's own rule included
     grid_indices: Tensor
@@ -56,13 +70,11 @@ class TreeMask(NamedTuple):
 _trees: ContextVar[Trees | None] = ContextVar("trees", default=None)  # of the forward pass that is on
 
 
-def _mask(
-    *, mask_function: Callable[..., Tensor] = causal_mask_function, use_vmap: bool = False, **arguments: Any
-) -> Any:
+def _mask(*, mask_function: Callable[..., Any] = causal_mask_function, **arguments: Any) -> Any:
     """Return the mask of the trees that are read, or, where there are none, that of transformers' sdpa."""
     trees = _trees.get()
     if trees is None:
-        return sdpa_mask(mask_function=mask_function, use_vmap=use_vmap, **arguments)
+        return sdpa_mask(mask_function=mask_function, **arguments)
     zero = trees.positions.new_zeros(1, 1, 1, 1)  # rules about rows of a batch or heads see a single one
     rule = mask_function(zero, zero, trees.positions[:, None, :, None], trees.positions[:, None, None, :])
     return TreeMask(trees.visible & rule, trees.grid_indices, trees.blocks)
@@ -78,41 +90,64 @@ def _attention(
     scaling: float | None = None,
     softcap: float | None = None,
     **arguments: Any,
-) -> tuple[Tensor, None]:
-    """Return attention (1, P, H, D / H) of packed tokens (1, H, P, D / H) in a tree's mask; else as transformers has it."""
-    drop = Dropout(dropout).train(module.training)
-    groups = query.shape[1] // key.shape[1]
+) -> _Attended:
+    """Return attention (1, P, H, D / H) of packed tokens (1, H, P, D / H).
+
+    Without a tree's mask it is that of transformers' sdpa, of any shapes.
+    """
+    is_plain = not any(isinstance(x, Tensor) for name, x in arguments.items() if name not in _IDLE_TENSORS)
     if not isinstance(attention_mask, TreeMask):
-        if softcap is None:
-            return cast(tuple[Tensor, None], sdpa_attention_forward(
+        if is_plain and softcap is None:
+            return cast(_Attended, sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **arguments
             ))  # fmt: skip
-        n_queries, n_keys = query.shape[2], key.shape[2]
-        if attention_mask is None:
-            attention_mask = torch.ones(1, 1, n_queries, n_keys, dtype=torch.bool, device=query.device)
-            attention_mask = attention_mask.tril(n_keys - n_queries)
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        heads = attend(query, key, value, attention_mask, drop, scaling, softcap)
-        return heads.transpose(1, 2), None
+        return _attend_by_own(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, softcap=softcap, **arguments
+        )
     visible, grid_indices, blocks = attention_mask
-    batch, _, length, _ = visible.shape
+    shape = visible.shape[::2]  # (B, T)
 
     def on_grid(x: Tensor) -> Tensor:
-        rows = x[0].transpose(0, 1).flatten(1)  # (P, H * D / H)
-        if len(rows) < batch * length:
-            rows = rows.new_zeros(batch * length, rows.shape[1]).index_copy(0, grid_indices, rows)
-        return rows.view(batch, length, x.shape[1], x.shape[3]).transpose(1, 2)
+        rows = _on_grid(x[0].transpose(0, 1).flatten(1), grid_indices, shape)
+        return rows.view(*shape, x.shape[1], x.shape[3]).transpose(1, 2)
 
+    groups = query.shape[1] // key.shape[1]
     query, key, value = map(on_grid, (query, key, value))
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    # In training on a CPU the parts are faster than the fused kernel: by a fifth of an update, with 4 candidates.
-    is_fused = query.device.type != "cpu" or not query.requires_grad
-    if blocks:
-        heads = attend_by_blocks(query, key, value, visible, blocks, drop, scaling, softcap, is_fused)
+    if is_plain:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        drop = Dropout(dropout).train(module.training)
+        # In training on a CPU the parts are faster than the fused kernel: by a fifth of an update, with 4 candidates.
+        is_fused = query.device.type != "cpu" or not query.requires_grad
+        if blocks:
+            heads = attend_by_blocks(query, key, value, visible, blocks, drop, scaling, softcap, is_fused)
+        else:
+            heads = attend(query, key, value, visible, drop, scaling, softcap, is_fused)
+        attended = heads.transpose(1, 2)
     else:
-        heads = attend(query, key, value, visible, drop, scaling, softcap, is_fused)
-    rows = heads.transpose(1, 2).reshape(batch * length, *heads.shape[1::2])
-    return rows.index_select(0, grid_indices)[None], None
+        attended, _ = _attend_by_own(
+            module, query, key, value, visible, dropout=dropout, scaling=scaling, softcap=softcap, **arguments
+        )
+    return attended.flatten(0, 1).index_select(0, grid_indices)[None], None
+
+
+def _attend_by_own(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, **arguments: Any
+) -> _Attended:
+    """Return what the model's own plain attention does: sinks, biases and what else only it knows of.
+
+    `visible` is (B, 1, Q, K) bool, or None where each query sees all keys up to itself.
+    """
+    own: Callable[..., _Attended] = sys.modules[type(module).__module__].eager_attention_forward
+    if visible is None:
+        n_queries, n_keys = query.shape[2], key.shape[2]
+        visible = torch.ones(1, 1, n_queries, n_keys, dtype=torch.bool, device=query.device).tril(n_keys - n_queries)
+    arguments = {name: argument for name, argument in arguments.items() if argument is not None}
+    return own(module, query, key, value, _added(visible, query.dtype), **arguments)
+
+
+def _added(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is to be added to scores, so that only what is visible remains."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 AttentionInterface.register(CANDIDATE_TREES, _attention)
@@ -132,23 +167,22 @@ class Backbone(nn.Module):
     """A causal language model of transformers, between embedded tokens and hidden states or logits."""
 
     def __init__(self, causal_lm: CausalLM):
-        """Raises UserError for a model whose attention cannot be replaced."""
+        """Raises UserError for a model without an output matrix."""
         super().__init__()
-        name = type(causal_lm).__name__
-        if not causal_lm._supports_attention_backend or not causal_lm._can_set_attn_implementation():
-            raise UserError(
-                f"{name} has an attention of its own, which cannot read candidate trees; use another model."
-            )
         self.causal_lm = causal_lm
-        causal_lm.set_attn_implementation(CANDIDATE_TREES)
+        self.reads_packed = causal_lm._can_set_attn_implementation()
+        if self.reads_packed:
+            causal_lm.set_attn_implementation(CANDIDATE_TREES)
         # Whatever a model does before its output matrix and after it (norms, scales, caps) is left to itself; only the
         # rows between are chosen here.
         self._takes_number = "logits_to_keep" in inspect.signature(causal_lm.forward).parameters
         self._lm_rows: Tensor | None = None
+        self._grid_indices: Tensor | None = None
         self._hidden: Tensor | None = None
-        if causal_lm.get_output_embeddings() is None:
-            raise UserError(f"{name} has no output matrix that predicts tokens; use another model.")
-        causal_lm.get_output_embeddings().register_forward_pre_hook(self._choose_rows)
+        head = causal_lm.get_output_embeddings()
+        if head is None:
+            raise UserError(f"{type(causal_lm).__name__} has no output matrix that predicts tokens; use another model.")
+        head.register_forward_pre_hook(self._choose_rows)
 
     def replace_head(self, head: nn.Module) -> None:
         """Put another output matrix in the place of the model's."""
@@ -156,10 +190,11 @@ class Backbone(nn.Module):
         head.register_forward_pre_hook(self._choose_rows)
 
     def _choose_rows(self, head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._lm_rows is None:
+        if self._lm_rows is None or self._grid_indices is None:
             return None
-        self._hidden = arguments[0]
-        return (arguments[0].index_select(1, self._lm_rows),)
+        hidden = arguments[0].flatten(0, 1)
+        self._hidden = hidden if self.reads_packed else hidden.index_select(0, self._grid_indices)
+        return (self._hidden.index_select(0, self._lm_rows)[None],)
 
     def forward(
         self,
@@ -174,20 +209,43 @@ class Backbone(nn.Module):
 
         The arguments are those of DoubleHeads.forward; `token_type_ids` None: the tokens alone are embedded.
         """
-        self._lm_rows = lm_indices
+        self._lm_rows, self._grid_indices = lm_indices, grid_indices
         try:
-            with _reading(Trees.of(position_ids, grid_indices, branch_ids)):
-                logits: Tensor = self.causal_lm(
-                    **self._embedded(input_ids[None], None if token_type_ids is None else token_type_ids[None]),
-                    position_ids=position_ids[None],
-                    # Without a mask of ones, steps in positions would be taken for ends of sequences.
-                    attention_mask=torch.ones_like(input_ids)[None],
-                    use_cache=False,
-                ).logits
+            logits = self._read(input_ids, token_type_ids, position_ids, grid_indices, branch_ids)
             assert self._hidden is not None, "kept where the output matrix was reached"
-            return logits[0], self._hidden[0]
+            return logits, self._hidden
         finally:
-            self._lm_rows = self._hidden = None
+            self._lm_rows = self._grid_indices = self._hidden = None
+
+    def _read(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor,
+        grid_indices: Tensor,
+        branch_ids: Tensor,
+    ) -> Tensor:
+        """Return the logits of the rows that _choose_rows lets through."""
+        trees = Trees.of(position_ids, grid_indices, branch_ids)
+
+        def shaped(ids: Tensor) -> Tensor:
+            return ids[None] if self.reads_packed else _on_grid(ids, grid_indices, branch_ids.shape)
+
+        ids = shaped(input_ids)
+        if self.reads_packed:
+            mask = torch.ones_like(ids)  # without it, steps in positions would be taken for ends of sequences
+        else:
+            device = ids.device.type
+            is_cast = torch.is_autocast_enabled(device)
+            mask = _added(trees.visible, torch.get_autocast_dtype(device) if is_cast else self.causal_lm.dtype)
+        with _reading(trees):
+            logits: Tensor = self.causal_lm(
+                **self._embedded(ids, None if token_type_ids is None else shaped(token_type_ids)),
+                position_ids=shaped(position_ids),
+                attention_mask=mask,
+                use_cache=False,
+            ).logits
+        return logits[0]
 
     def next_token_logits(
         self, input_ids: Tensor, token_type_ids: Tensor | None, position_ids: Tensor, attention_mask: Tensor, cache: Any
