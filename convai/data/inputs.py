@@ -15,8 +15,9 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
-from convai.data.layouts import Layout, layout_of, n_speakers_context
+from convai.data.layouts import ChatLayout, Layout, layout_of, n_speakers_context
 from convai.data.store import DialogSplit, TokenIds
+from convai.errors import UserError, argument
 from convai.model.tokenization import DialogTokenizer
 
 Turn = TypeVar("Turn")  # text or token ids
@@ -72,7 +73,7 @@ def fit_segments(
     persona sentences from the last, then that token. Candidates too long even so lose their ends, never their end mark.
 
     With `history_start` the persona takes the positions before it, no more and no less: a longer one loses its end.
-    `n_context` counts the tokens of a layout's context.
+    `n_context` counts the tokens of a layout's context. Raises UserError where not even an empty dialog fits.
     """
     longest = max(map(len, candidates)) + 1  # its end
     was_cut = False
@@ -88,14 +89,18 @@ def fit_segments(
     persona, history = list(persona), list(history)
     while len(history) > 1 and excess() > 0:
         history.pop(0)
-    if history and (n_over := excess()) > 0:
-        history[0] = history[0][max(0, min(n_over, len(history[0]) - 1)) :]
+    # Once will do, unless what is left of the turn is encoded anew, together with the text around it.
+    while history and len(history[0]) > 1 and (n_over := excess()) > 0:
+        history[0] = history[0][min(n_over, len(history[0]) - 1) :]
     while persona and history_start is None and excess() > 0:
         persona.pop()
     if history and excess() > 0:
         history.pop()
     if (n_over := excess()) > 0:
-        candidates = [candidate[: max(0, longest - 1 - n_over)] for candidate in candidates]
+        if n_over >= longest:
+            raise UserError(f"the model's {max_positions} positions are too few: what stands before any reply takes "
+                            f"{max_positions + n_over - longest}; use a model of more.")  # fmt: skip
+        candidates = [candidate[: longest - 1 - n_over] for candidate in candidates]
     return Fitted(persona, history, candidates, True)
 
 
@@ -137,6 +142,11 @@ class InputBuilder:
     tokenizer: DialogTokenizer
     max_positions: int
     history_start: int | None = None  # position of the first token after the persona; None: wherever the persona ends
+
+    def __post_init__(self) -> None:
+        """Raises UserError for aligned histories in a layout that has text of its own within the persona's part."""
+        if self.history_start is not None and isinstance(self.layout, ChatLayout):
+            raise UserError(f"{argument('align_history')} is for {argument('layout')} speakers; leave it out.")
 
     @cached_property
     def layout(self) -> Layout:

@@ -7,7 +7,7 @@ A layout gives the context of a reply; candidates and their end follow it (see i
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 from convai.data.store import TokenIds
 from convai.model.chat_template import ChatTemplate
@@ -110,12 +110,7 @@ class ChatLayout:
         return len(self.template.context(persona, history))
 
 
-class _HasTemplate(Protocol):
-    template: ChatTemplate
-
-
 def layout_of(tokenizer: DialogTokenizer) -> Layout:
     """Return the layout that a tokenizer was loaded for."""
-    if tokenizer.layout == "chat":
-        return ChatLayout(cast(_HasTemplate, tokenizer).template)
-    return SpeakersLayout(tokenizer)
+    template: ChatTemplate | None = getattr(tokenizer, "template", None)
+    return ChatLayout(template) if template else SpeakersLayout(tokenizer)
