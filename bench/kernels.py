@@ -19,7 +19,7 @@ from bench.training import our_updates
 from convai.model import cpu_kernels, double_heads, transformer
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, dropout: nn.Dropout) -> Tensor:
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, dropout: nn.Dropout, *_) -> Tensor:
     p = dropout.p if dropout.training else 0.0
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=p)
 

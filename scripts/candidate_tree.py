@@ -39,6 +39,7 @@ text{font:13px -apple-system,"Segoe UI",Helvetica,Arial,"DejaVu Sans",sans-serif
 class WordIds:
     """The part of a tokenizer that the input builder asks for: an id for each word of the example."""
 
+    layout = "speakers"
     eos_id, speaker1_id = 1, 2
 
     def __init__(self):

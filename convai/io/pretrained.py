@@ -27,8 +27,8 @@ def locate_checkpoint(path_or_name: str | Path, option: str = "") -> Path:
     """Return the local folder of a checkpoint, downloading it first where needed.
 
     `path_or_name` is a folder, a .gguf file, a URL of a .tar.gz or .zip archive, a short name ("openai-gpt", "gpt2",
-    "gpt2-medium", ...) or OWNER/NAME on the hub. Raises UserError when there is no such folder and none can be had; it names the
-    `option` that the checkpoint was given by, model_checkpoint by default.
+    "gpt2-medium", ...) or OWNER/NAME on the hub. Raises UserError when there is no such folder and none can be had; it
+    names the `option` that the checkpoint was given by, model_checkpoint by default.
     """
     text, option = str(path_or_name), option or argument("model_checkpoint")
     if is_url(text):

@@ -13,6 +13,7 @@ SUMMARY_DROPOUT = 0.1  # before the ranking head, as in GPT
 # Keys that are ours. They lie flat in config.json, where transformers keeps and ignores them.
 OWN_KEYS = ("layout", "token_types", "max_history", "ranking_is_trained", "summary_first_dropout")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_CHANGING_ROPE = ("dynamic", "longrope")
 DEFAULT_POSITIONS = 2048  # where a config does not limit them
 
 
@@ -38,11 +39,10 @@ class DecoderConfig:
     def of(cls, settings: PretrainedConfig, layout: str, token_types: bool) -> "DecoderConfig":
         """Read it from transformers' settings, in which what this project recorded wins over the arguments."""
         text = settings.get_text_config(decoder=True)
-        positions = (getattr(text, key, None) for key in _POSITIONS)
         return cls(
             family=settings.model_type,
             vocab_size=text.vocab_size,
-            n_positions=next((n for n in positions if isinstance(n, int) and n > 0), DEFAULT_POSITIONS),
+            n_positions=_n_positions(text),
             n_embd=text.hidden_size,
             n_layer=text.num_hidden_layers,
             initializer_range=getattr(text, "initializer_range", 0.02),
@@ -57,6 +57,20 @@ class DecoderConfig:
     def own(self) -> dict[str, Any]:
         """Return what this project records, by OWN_KEYS."""
         return {key: getattr(self, key) for key in OWN_KEYS}
+
+
+def _n_positions(text: PretrainedConfig) -> int:
+    """Return how many positions a model is used for."""
+    given = (getattr(text, key, None) for key in _POSITIONS)
+    n_positions = next((n for n in given if isinstance(n, int) and n > 0), DEFAULT_POSITIONS)
+    rope = getattr(text, "rope_parameters", None) or {}
+    parts = [part for part in rope.values() if isinstance(part, dict)] or [rope]
+    if any(part.get("rope_type") in _CHANGING_ROPE for part in parts):
+        # Beyond them all positions get another table of angles, as soon as one sequence of a batch is so long.
+        originals = [part.get("original_max_position_embeddings") for part in parts]
+        originals.append(getattr(text, "original_max_position_embeddings", None))
+        n_positions = min([n for n in originals if isinstance(n, int)], default=n_positions)
+    return n_positions
 
 
 def read_decoder_config(folder: Path) -> PretrainedConfig:
