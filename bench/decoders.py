@@ -8,7 +8,6 @@ the sequences go through transformers' own attention, in one batch for each exam
 """
 
 import json
-import logging
 import shlex
 import sys
 from dataclasses import MISSING, dataclass
@@ -115,7 +114,6 @@ def main(arguments: list[str] | None = None) -> None:
     import transformers
 
     options = parser_of(DecoderBenchOptions, prog="python -m bench.decoders").parse_args(arguments)
-    logging.getLogger("convai").setLevel(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     print(json.dumps(measure(options)), flush=True)

@@ -192,7 +192,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"model_type": "bert"}, "model_type 'bert' is neither"),
+            ({"model_type": "bert"}, "model_type 'bert' cannot read candidate trees"),
             ({"n_layer": 0}, "n_layer must be a positive whole number, not 0"),
             ({"n_head": 3}, "n_embd 16 is not a multiple of n_head 3"),
             (

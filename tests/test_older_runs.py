@@ -35,7 +35,8 @@ def test_an_older_run_is_scored_as_it_was(folder):
     results = json.loads((folder / "figures.json").read_text())["results"]
     expected = json.loads((folder / "expected_figures.json").read_text())
     for metric, figures in expected.items():
-        assert results[metric] == pytest.approx(figures, rel=1e-5)
+        # What newer versions say beside the figures, such as what was ranked by, is not compared.
+        assert {name: results[metric][name] for name in figures} == pytest.approx(figures, rel=1e-5)
 
 
 def test_an_older_run_goes_on_as_it_would_have(folder):
