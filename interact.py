@@ -18,6 +18,7 @@ from pathlib import Path
 
 from convai.data.example_world import example_dataset
 from convai.data.lost_text import LostText
+from convai.data.messages import message_line
 from convai.data.parlai_text import persona_sentences
 from convai.data.persona_file import read_persona
 from convai.dialog.terminal import Terminal, plain_line, settled
@@ -34,7 +35,7 @@ COMMANDS = {
     "history": ("", "show the dialog so far"),
     "set": ("[NAME [VALUE]]", "show or change how replies are chosen, as in /set temperature 0.9"),
     "suggest": ("", "let the model suggest what you could say"),
-    "save": ("FILE", "write the dialog to a text file"),
+    "save": ("FILE", "write the dialog to a text file, or as chat messages where its name ends in .jsonl"),
     "quit": ("", "leave, as Ctrl-D does"),
 }
 N_EXAMPLE_PERSONAS = 100
@@ -249,12 +250,18 @@ class Chat:
         path = Path(argument).expanduser()
         if path.exists():
             raise ValueError(f"{path} exists already; choose another name")
-        lines = [*self.persona_lines(), "", *(f"{who}: {plain_line(turn)}" for who, turn in self.turns())]
         try:
-            write_text(path, "\n".join(lines) + "\n")
+            write_text(path, self.transcript(as_messages=path.suffix.lower() == ".jsonl"))
         except OSError as error:
             raise ValueError(f"{path} cannot be written: {error.strerror}") from error
         self.terminal.note(f"Saved as {path}.")
+
+    def transcript(self, as_messages: bool) -> str:
+        """Return the dialog to be read, or as messages, which --dataset_path takes."""
+        turns = [(who, plain_line(turn)) for who, turn in self.turns()]
+        if as_messages:
+            return message_line(list(map(plain_line, self.agent.persona)), [turn for _, turn in turns])
+        return "\n".join([*self.persona_lines(), "", *(f"{who}: {turn}" for who, turn in turns)]) + "\n"
 
     def do_quit(self, _: str) -> None:
         self.has_ended = True

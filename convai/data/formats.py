@@ -1,26 +1,25 @@
-"""Dialogs into the PersonaChat form: from JSON (plain or gzipped) or ParlAI text (parlai_text.py), one file or a train
-and valid pair, and from tables (tables.py). What they may hold is in schema.py.
+"""Dialogs into the PersonaChat form: from JSON and CSV (json_text.py) or ParlAI text (parlai_text.py), one file or a
+train and valid pair, and from tables (tables.py). What they may hold is in schema.py, which layouts of rows in rows.py.
 
 All readers return `{"train": dialogs, "valid": dialogs}`. A dialog is `{"personality": [sentence, ...], "utterances":
 [{"history": [turn, ...], "candidates": [distractor, ..., gold reply]}, ...]}`; example_entry.py explains each key.
 """
 
-import gzip
 import hashlib
-import io
-import json
 import logging
 import os
 import random
 import re
-import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 from convai.data import example_world
+from convai.data.compressed import has_ending, open_checked, read_data_text
+from convai.data.json_text import parse_csv, parse_json
 from convai.data.parlai_text import parse_parlai
-from convai.data.schema import BYTE_ORDER_MARK, PART_NAMES, Strings, check_parts, kind_of, name_parts
+from convai.data.schema import PART_NAMES, check_parts
+from convai.data.sides import held_out_together
 from convai.data.tables import HUB_PREFIX, INSTALL_DATASETS, Tables, holds_parquet
 from convai.errors import UserError, argument
 from convai.io.download import fetch, is_url
@@ -165,34 +164,12 @@ def load_for_evaluation(dataset_path: str) -> tuple[list[Dialog], list[Dialog]]:
 
 
 def read_splits(path: Path) -> dict[str, list[Dialog]]:
-    """Read one file of either format; its splits by name, {"": dialogs} where the file names none."""
-    text = _read_text(path)
-    if path.name.endswith((".json", ".json.gz")) or text[:1000].lstrip().startswith(("{", "[")):
-        return _parse_json(text, path)
-    return {"": parse_parlai(text, path)}
-
-
-def open_checked(path: Path) -> io.BufferedReader:
-    """Open a file for reading bytes; UserError where it is missing or unreadable."""
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise UserError(
-            f"{argument('dataset_path')}: {path} cannot be read ({error.strerror}); check the path."
-        ) from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        with open_checked(path) as file:
-            content = file.read()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        return content.decode("utf-8").replace(BYTE_ORDER_MARK, "")  # one stands within, too, where files were joined
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it to UTF-8.") from error
-    except (EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it and fetch it again.") from error
+    """Read one file of any format; its splits by name, {"": dialogs} where the file names none."""
+    text = read_data_text(path)
+    if has_ending(path, ".json") or text[:1000].lstrip().startswith(("{", "[")):
+        return parse_json(text, path)
+    splits = parse_csv(text, path)
+    return {"": parse_parlai(text, path)} if splits is None else splits
 
 
 def _local(path_or_url: str) -> Path:
@@ -235,42 +212,19 @@ def _with_held_out(path: str, splits: dict[str, list[Dialog]], split_needed: boo
     whole, dialogs = next((name, splits[name]) for name in ("train", "", "valid") if name in splits)
     if not dialogs:
         raise UserError(f"{path}: the train split is empty; it needs at least two dialogs.")
-    if len(dialogs) == 1 and not split_needed:
+    conversations = held_out_together(dialogs)
+    if len(conversations) == 1 and not split_needed:
         return {"train": dialogs, "valid": []}
-    if len(dialogs) < 2:
+    if len(conversations) < 2:
         raise UserError(f"{path}: a lone dialog cannot be split; give at least two, or TRAIN,VALID.")
-    n_held_out = max(1, round(HELD_OUT_SHARE * len(dialogs)))
-    held_out = set(random.Random(DATA_SEED).sample(range(len(dialogs)), n_held_out))
+    n_held_out = max(1, round(HELD_OUT_SHARE * len(conversations)))
+    drawn = random.Random(DATA_SEED).sample(range(len(conversations)), n_held_out)
+    held_out = {i for number in drawn for i in conversations[number]}
     missing = "train" if whole == "valid" else "valid"
     unused = "; its test split is not used" if "test" in splits else ""
-    logger.info("%s has no %s split: %d of its %d dialogs are held out for valid%s", path, missing, n_held_out,
+    logger.info("%s has no %s split: %d of its %d dialogs are held out for valid%s", path, missing, len(held_out),
                 len(dialogs), unused)  # fmt: skip
     return {
         "train": [dialog for i, dialog in enumerate(dialogs) if i not in held_out],
         "valid": [dialog for i, dialog in enumerate(dialogs) if i in held_out],
     }
-
-
-def _parse_json(text: str, path: Path) -> dict[str, list[Dialog]]:
-    strings = Strings()
-
-    def share_strings(entry: Dialog) -> Dialog:
-        for key in ("candidates", "history", "personality"):
-            if isinstance(entry.get(key), list):
-                entry[key] = [strings[t] if isinstance(t, str) else t for t in entry[key]]
-        return entry
-
-    try:
-        data = json.loads(text, object_hook=share_strings)
-    except json.JSONDecodeError as error:
-        place = f"at line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path} is not JSON: {error.msg} {place}; mend it there, or fetch the file again.") from error
-    except (RecursionError, ValueError) as error:
-        raise UserError(f"{path} is no PersonaChat file ({error}); see example_entry.py for the format.") from error
-    if not isinstance(data, dict | list):
-        raise UserError(f"{path} holds {kind_of(data)} only; see example_entry.py for the format.")
-    if isinstance(data, dict) and "utterances" in data:  # a dialog by itself
-        data = [data]
-    splits = {"": data} if isinstance(data, list) else name_parts(data, path)
-    check_parts(splits, path)
-    return splits

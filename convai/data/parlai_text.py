@@ -12,15 +12,13 @@ reply too. In a file without them a bar is text. Named fields (ParlAIDialogTeach
     text:good night<tab>labels:bye .<tab>episode_done:True
 """
 
-import logging
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from convai.data.same_reply import is_gold
-from convai.data.schema import key_meant
+from convai.data.schema import Losses, key_meant
 from convai.errors import UserError
 
 _NUMBERED_LINE = re.compile(r"(\d{1,9}) (.*)")
@@ -29,8 +27,6 @@ _FIELDS = ("text", "labels", "eval_labels", "label_candidates", "episode_done")
 _NAMED_LINE = re.compile(r"(?:text|labels|eval_labels|label_candidates|episode_done|id|reward):")
 
 Line = tuple[int, str]  # with its number in the file
-
-logger = logging.getLogger(__name__)
 
 
 class _Message(NamedTuple):
@@ -43,32 +39,17 @@ class _Message(NamedTuple):
     offered: list[str]  # candidates, with or without the replies
 
 
-class _Losses:
-    """Counts what a file holds that dialogs of our form do not, to be said in one line."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.fields: set[str] = set()
-
-    def tell(self, path: Path) -> None:
-        parts = [f"{what}: {n}" for what, n in self.counts.items() if n]
-        if self.fields:
-            parts.append(f"names of fields that are ignored: {', '.join(sorted(self.fields))}")
-        if parts:
-            logger.warning("%s: %s", path, "; ".join(parts))
-
-
 def parse_parlai(text: str, path: Path) -> list[dict[str, Any]]:
     """Return the dialogs of a text in either format, told apart by its first line; UserError names file and line."""
     lines = [(n, line.rstrip("\r")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    losses = _Losses()
+    losses = Losses()
     read = _named_messages if lines and _NAMED_LINE.match(lines[0][1]) else _numbered_messages
     dialogs = list(_dialogs(read(lines, path, losses), path, losses))
     losses.tell(path)
     return dialogs
 
 
-def _numbered_messages(lines: Sequence[Line], path: Path, losses: _Losses) -> Iterator[_Message]:
+def _numbered_messages(lines: Sequence[Line], path: Path, losses: Losses) -> Iterator[_Message]:
     has_candidates = any(any(field.strip() for field in line.split("\t")[3:4]) for _, line in lines)
 
     def alternatives(field: str) -> list[str]:
@@ -93,7 +74,7 @@ def _numbered_messages(lines: Sequence[Line], path: Path, losses: _Losses) -> It
         yield _Message(n_line, starts_dialog, said, alternatives(reply), alternatives(offered))
 
 
-def _named_messages(lines: Sequence[Line], path: Path | str, losses: _Losses) -> Iterator[_Message]:
+def _named_messages(lines: Sequence[Line], path: Path | str, losses: Losses) -> Iterator[_Message]:
     starts_dialog = True
     for n_line, line in lines:
         fields = _fields_of(line, f"{path}, line {n_line}", losses)
@@ -105,7 +86,7 @@ def _named_messages(lines: Sequence[Line], path: Path | str, losses: _Losses) ->
         starts_dialog = fields.get("episode_done", "").strip().lower() in ("true", "1")
 
 
-def _fields_of(line: str, where: str, losses: _Losses) -> dict[str, str]:
+def _fields_of(line: str, where: str, losses: Losses) -> dict[str, str]:
     fields = {}
     for field in _stripped(line.split("\t")):
         name, colon, value = field.partition(":")
@@ -134,7 +115,7 @@ def _stripped(texts: Iterable[str]) -> list[str]:
     return [text.strip() for text in texts if text.strip()]
 
 
-def _dialogs(messages: Iterable[_Message], path: Path, losses: _Losses) -> Iterator[dict[str, Any]]:
+def _dialogs(messages: Iterable[_Message], path: Path, losses: Losses) -> Iterator[dict[str, Any]]:
     dialog: dict[str, Any] = {}
     turns: list[str] = []
     unanswered = ""
@@ -161,7 +142,7 @@ def _dialogs(messages: Iterable[_Message], path: Path, losses: _Losses) -> Itera
         yield _finished(dialog, path, n_line + 1, n_unanswered, losses)
 
 
-def _finished(dialog: dict[str, Any], path: Path, next_line: int, n_unanswered: int, losses: _Losses) -> dict[str, Any]:
+def _finished(dialog: dict[str, Any], path: Path, next_line: int, n_unanswered: int, losses: Losses) -> dict[str, Any]:
     if not dialog["utterances"]:
         raise UserError(f"{path}: the dialog that ends before line {next_line} has no turns; a turn and its reply "
                         "stand on one line, parted by a tab.")  # fmt: skip
@@ -217,7 +198,7 @@ def _numbered_again(lines: Sequence[str], where: str) -> list[str]:
     """Return what the texts of lines of named fields hold as lines with numbers, 1 where a dialog starts."""
     numbered, n_before = [], 0
     named = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
-    for message in _named_messages(named, where, _Losses()):
+    for message in _named_messages(named, where, Losses()):
         n_before = 0 if message.starts_dialog else n_before
         texts = message.text.split("\n")
         numbered += [f"{number} {text}" for number, text in enumerate(texts, start=n_before + 1)]

@@ -1,6 +1,6 @@
 """What data may hold: the names of its parts and keys. What is unknown is named, what is wrong is refused.
 
-All readers share these rules: files of JSON (formats.py) and tables (tables.py).
+All readers share these rules: files of JSON and CSV (json_text.py), tables (tables.py), ParlAI's text (parlai_text.py).
 """
 
 import logging
@@ -45,6 +45,29 @@ class Strings(dict[str, str]):
     def __missing__(self, text: str) -> str:
         self[text] = plain = text.replace(BYTE_ORDER_MARK, "")
         return plain
+
+    def share(self, value: Any) -> Any:
+        """Return a parsed value with all of its strings shared."""
+        if isinstance(value, str):
+            return self[value]
+        if isinstance(value, list):
+            return [self.share(item) for item in value]
+        return {key: self.share(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+class Losses:
+    """Counts what a file holds that dialogs of our form do not, to be said in one line."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.fields: set[str] = set()
+
+    def tell(self, where: Path | str) -> None:
+        parts = [f"{what}: {n}" for what, n in self.counts.items() if n]
+        if self.fields:
+            parts.append(f"names of fields that are ignored: {', '.join(sorted(self.fields))}")
+        if parts:
+            logger.warning("%s: %s", where, "; ".join(parts))
 
 
 def part_of_name(name: str) -> str | None:
@@ -153,6 +176,13 @@ def check_strings(value: Any, where: str) -> None:
     for item in value:
         if not isinstance(item, str):
             raise UserError(f"{where} must hold strings only, not {kind_of(item)}.")
+
+
+def one_by_one(objects: Any) -> Any:
+    """Return a list of objects, also where older versions of `datasets` have written one object of lists."""
+    if not isinstance(objects, dict) or not all(isinstance(values, list) for values in objects.values()):
+        return objects
+    return [dict(zip(objects, values, strict=True)) for values in zip(*objects.values(), strict=True)]
 
 
 def kind_of(value: Any) -> str:

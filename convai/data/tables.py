@@ -1,28 +1,27 @@
 """Dialogs kept as tables: data sets on the Hugging Face hub and local folders of .parquet files.
 
-Two layouts are read. A row is a dialog, with the columns `personality` (sentences) and `utterances` (`history` and
-`candidates` each), as in AlekseyKorshuk/persona-chat. Or a row is a reply, with the columns `personality`, `history`
-and `candidates`; rows of equal `conv_id` are a dialog, ordered by `utterance_idx`, as in bavard/personachat_truecased.
+Their rows are of any layout of rows.py. A row may be a dialog, with the columns `personality` (sentences) and
+`utterances` (`history` and `candidates` each), as in AlekseyKorshuk/persona-chat; or a reply, with the columns
+`personality`, `history` and `candidates`, where rows of equal `conv_id` are a dialog, ordered by `utterance_idx`, as in
+bavard/personachat_truecased.
 """
 
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from convai.data.schema import KeyCheck, Strings, key_meant, name_parts, part_of_name
+from convai.data.conversation import Dialog
+from convai.data.rows import layout_of_rows, place_of_row, unknown_layout
+from convai.data.schema import KeyCheck, Losses, Strings, name_parts, part_of_name
 from convai.errors import UserError, argument, one_line
 
 HUB_PREFIX = "hub:"
 # From 4.0 on the package reads no scripts out of data sets, so no foreign code is run.
 INSTALL_DATASETS = "pip install 'datasets>=4'"
-REPLY_KEYS = frozenset({"personality", "history", "candidates", "conv_id", "utterance_idx"})
-
-Row = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
@@ -60,14 +59,15 @@ class Tables:
                     total.update(hashlib.file_digest(content, "sha256").digest())
         return total.hexdigest()
 
-    def dialogs(self) -> dict[str, list[Row]]:
+    def dialogs(self) -> dict[str, list[Dialog]]:
         """Return the dialogs of "train", "valid" and "test", as far as they are there; of a lone other part as ""."""
         splits = dict(self._splits)
         is_lone = len(splits) == 1 and not any(map(part_of_name, splits))
         tables = {"": next(iter(splits.values()))} if is_lone else name_parts(splits, self.name)
-        keys = KeyCheck(self.name)
-        dialogs = {split: _read(table, self.name, split, keys) for split, table in tables.items()}
+        keys, losses = KeyCheck(self.name), Losses()
+        dialogs = {split: _read(table, self.name, split, keys, losses) for split, table in tables.items()}
         keys.tell()
+        losses.tell(self.name)
         return dialogs
 
 
@@ -93,50 +93,10 @@ def _files_by_part(name: str) -> dict[str, dict[str, list[str]]]:
     return {"data_files": parts} if "eval" in words else {}
 
 
-def _read(table: Any, where: str, split: str, keys: KeyCheck) -> list[Row]:
-    columns = set(table.column_names)
+def _read(table: Any, where: str, split: str, keys: KeyCheck, losses: Losses) -> list[Dialog]:
+    layout = layout_of_rows(table.column_names)
+    if layout is None:
+        raise unknown_layout(table.column_names, where)
     strings = Strings()
-
-    def share(value: Any) -> Any:
-        if isinstance(value, str):
-            return strings[value]
-        if isinstance(value, list):
-            return [share(item) for item in value]
-        return {key: share(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-    rows = map(share, table)
-    if "utterances" in columns:
-        return [row | {"utterances": _one_by_one(row["utterances"])} for row in rows]
-    if {"history", "candidates"} <= columns:
-        return _join_replies(rows, f"{where}: {split} row" if split else f"{where}: row", keys)
-    likely = {name: key_meant(name, {"utterances", "history", "candidates"} - columns) for name in columns - REPLY_KEYS}
-    hint = "".join(f"; did you mean {key} by {name}?" for name, key in sorted(likely.items()) if key)
-    raise UserError(f"{argument('dataset_path')} {where}: its columns are {', '.join(sorted(columns)) or 'none'}; "
-                    "needed are personality and utterances, or personality, history and "
-                    f"candidates{hint or '.'}")  # fmt: skip
-
-
-def _one_by_one(utterances: list[Row] | dict[str, list[Any]] | None) -> list[Row] | None:
-    """Return a list of objects, also where older versions of `datasets` have written one object of lists."""
-    if not isinstance(utterances, dict):
-        return utterances
-    return [dict(zip(utterances, values, strict=True)) for values in zip(*utterances.values(), strict=True)]
-
-
-def _join_replies(rows: Iterable[Row], where: str, keys: KeyCheck) -> list[Row]:
-    """Return the dialogs that rows of one reply each make up, in the order of their first rows.
-
-    A row without `conv_id` is a dialog by itself, one without `utterance_idx` comes first.
-    """
-    dialogs: dict[Any, list[Row]] = {}
-    for number, row in enumerate(rows):
-        keys.check(row, REPLY_KEYS, f"{where} {number}")
-        conversation = row.get("conv_id")
-        dialogs.setdefault(("row", number) if conversation is None else conversation, []).append(row)
-    joined = []
-    for replies in dialogs.values():
-        replies.sort(key=lambda row: row.get("utterance_idx") or 0)
-        utterances = [{"history": row["history"], "candidates": row["candidates"]} for row in replies]
-        persona: list[str] = next((row["personality"] for row in replies if row.get("personality")), [])
-        joined.append({"personality": persona, "utterances": utterances})
-    return joined
+    rows = ((place_of_row(where, split, number), strings.share(row)) for number, row in enumerate(table))
+    return layout.read(rows, keys, losses)

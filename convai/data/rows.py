@@ -1,0 +1,123 @@
+"""Rows of data, each an object by the names of its keys: which layout they are of, and the dialogs they make up.
+
+A row may be a line or an element of JSON (json_text.py), a line of CSV, or a row of a table (tables.py). Layouts that
+are an idea of their own have their modules: messages.py, preferences.py, sides.py.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from convai.data.conversation import Dialog, Row, Turn, joined, learned
+from convai.data.messages import read_messages, read_sharegpt
+from convai.data.preferences import read_preferences
+from convai.data.schema import KeyCheck, Losses, check_strings, key_meant, kind_of, one_by_one
+from convai.data.sides import CONVERSATION, PERSONAS, read_sides
+from convai.errors import UserError, argument
+
+REPLY_KEYS = frozenset({"personality", "history", "candidates", "conv_id", "utterance_idx"})
+
+PlacedRows = Iterable[tuple[str, Row]]  # each with its place, for messages
+
+
+class Layout(NamedTuple):
+    """One way to keep dialogs in rows."""
+
+    needed: frozenset[str]  # the keys that it is recognised by
+    shown: str  # the same in words
+    read: Callable[[PlacedRows, KeyCheck, Losses], list[Dialog]]
+
+
+def layout_of_rows(columns: Collection[str]) -> Layout | None:
+    """Return the layout of rows with these keys; None where it is none that is known."""
+    return next((layout for layout in LAYOUTS if layout.needed <= set(columns)), None)
+
+
+def is_of_rows(value: Any) -> bool:
+    """Whether a value is a row of a known layout that is no dialog of the PersonaChat form."""
+    return isinstance(value, dict) and layout_of_rows(value) not in (None, DIALOG_LAYOUT)
+
+
+def unknown_layout(columns: Iterable[str], where: Path | str) -> UserError:
+    """Return the error that lists what was expected, and which key may be meant by which."""
+    found = sorted(map(str, columns))
+    needed = {key for layout in LAYOUTS[:2] for key in layout.needed} - set(found)
+    likely = {name: key_meant(name, sorted(needed)) for name in found if name not in REPLY_KEYS}
+    hint = "".join(f"; did you mean {key} by {name}?" for name, key in likely.items() if key)
+    shown = ", or ".join(layout.shown for layout in LAYOUTS)
+    return UserError(f"{argument('dataset_path')} {where}: its columns are {', '.join(found) or 'none'}; needed are "
+                     f"{shown}{hint or '.'}")  # fmt: skip
+
+
+def place_of_row(where: Path | str, part: str, number: int) -> str:
+    return f"{where}: {part} row {number}" if part else f"{where}: row {number}"
+
+
+def checked_rows(rows: PlacedRows) -> PlacedRows:
+    """Yield the rows; UserError for what is no object."""
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise UserError(f"{place} must be an object, not {kind_of(row)}.")
+        yield place, row
+
+
+def _read_dialogs(rows: PlacedRows, keys: KeyCheck, losses: Losses) -> list[Dialog]:
+    return [row | {"utterances": one_by_one(row.get("utterances"))} for _, row in rows]
+
+
+def _read_plain(rows: PlacedRows, keys: KeyCheck, losses: Losses) -> list[Dialog]:
+    """Return dialogs of which the turns are all there is: every second one is a reply."""
+    dialogs = []
+    for place, row in rows:
+        keys.check(row, frozenset({"dialog"}), place)
+        check_strings(row.get("dialog"), f'{place}, key "dialog"')
+        # Only texts that are empty could bring two turns of one speaker together; these join as elsewhere.
+        turns = joined((Turn(number % 2 == 1, text) for number, text in enumerate(row["dialog"])), losses)
+        dialogs += learned([], turns, losses)
+    return dialogs
+
+
+def _join_replies(rows: PlacedRows, keys: KeyCheck, losses: Losses) -> list[Dialog]:
+    """Return the dialogs that rows of one reply each make up, in the order of their first rows.
+
+    A row without `conv_id` is a dialog by itself, one without `utterance_idx` comes first.
+    """
+    dialogs: dict[Any, list[Row]] = {}
+    for number, (place, row) in enumerate(rows):
+        _check_reply(row, place, keys)
+        conversation = row.get("conv_id")
+        dialogs.setdefault(("row", number) if conversation is None else conversation, []).append(row)
+    found = []
+    for replies in dialogs.values():
+        replies.sort(key=lambda row: row.get("utterance_idx") or 0)
+        utterances = [{"history": row["history"], "candidates": row["candidates"]} for row in replies]
+        persona: list[str] = next((row["personality"] for row in replies if row.get("personality")), [])
+        found.append({"personality": persona, "utterances": utterances})
+    return found
+
+
+def _check_reply(row: Row, place: str, keys: KeyCheck) -> None:
+    keys.check(row, REPLY_KEYS, place)
+    for key in ("history", "candidates"):
+        check_strings(row.get(key), f'{place}, key "{key}"')
+    if not row["candidates"]:
+        raise UserError(f'{place}, key "candidates" is empty; it needs at least the gold reply.')
+    if row.get("personality") is not None:
+        check_strings(row["personality"], f'{place}, key "personality"')
+    if not isinstance(row.get("conv_id"), int | float | str | None):
+        raise UserError(f'{place}, key "conv_id" must be a number or a string, not {kind_of(row["conv_id"])}.')
+    if not isinstance(row.get("utterance_idx"), int | float | None):
+        raise UserError(f'{place}, key "utterance_idx" must be a number, not {kind_of(row["utterance_idx"])}.')
+
+
+DIALOG_LAYOUT = Layout(frozenset({"utterances"}), "personality and utterances", _read_dialogs)
+# In the order of recognition: preference sets often carry the messages once more.
+LAYOUTS = (
+    DIALOG_LAYOUT,
+    Layout(frozenset({"history", "candidates"}), "personality, history and candidates", _join_replies),
+    Layout(frozenset({"chosen", "rejected"}), "prompt, chosen and rejected", read_preferences),
+    Layout(frozenset({"messages"}), "messages", read_messages),
+    Layout(frozenset({"conversations"}), "conversations", read_sharegpt),
+    Layout(frozenset({CONVERSATION}), f"{', '.join(PERSONAS)} and {CONVERSATION}", read_sides),
+    Layout(frozenset({"dialog"}), "dialog", _read_plain),
+)
