@@ -11,6 +11,7 @@ from chat_program import RANDOM_MODEL_OPTIONS, lines_of, said_of_commands
 from http_server import FileServer
 
 import interact
+from convai.data.formats import find_source
 from convai.io import pretrained
 
 checkpoint = chat_program.checkpoint
@@ -141,6 +142,23 @@ def test_save_writes_a_readable_transcript_and_overwrites_nothing(chat, tmp_path
         f"{path}/x cannot be written: Not a directory",
     ]
     assert list(tmp_path.iterdir()) == [path]  # nothing left beside it
+
+
+def test_a_dialog_saved_as_messages_is_read_back_as_data(chat, tmp_path):
+    path = tmp_path / "chat.jsonl"
+    output, notes, _ = chat(f"hi \N{FOX FACE}\nwhy ? well .\n/save {path}\n", *RANDOM_MODEL_OPTIONS)
+    first, second, _ = lines_of(output)
+    assert notes.splitlines()[-1] == f"Saved as {path}."
+    asked = ["hi \N{FOX FACE}", "why ? well ."]
+    assert find_source(str(path)).load(split_needed=False)["train"] == [
+        {
+            "personality": chat_program.PERSONA,
+            "utterances": [
+                {"history": asked[:1], "candidates": [first]},
+                {"history": [asked[0], first, asked[1]], "candidates": [second]},
+            ],
+        }
+    ]
 
 
 def test_any_bytes_on_standard_input(chat):

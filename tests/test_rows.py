@@ -3,13 +3,14 @@
 import gzip
 import itertools
 import json
+import re
 import sys
 import types
 
 import numpy as np
 import pytest
 import tokenized_dialogs
-from conftest import needs
+from conftest import ROOT, needs
 from dialog_files import GOOD, error_of, load, warnings_in, write_json
 
 from convai.data.formats import find_source, load_for_evaluation, read_splits
@@ -141,6 +142,18 @@ def test_the_same_rows_in_parquet(tmp_path):
             table = pyarrow.Table.from_pylist(rows)
             pq.write_table(table, tmp_path / name / "train.parquet")
             assert find_source(str(tmp_path / name)).splits() == {"train": DIALOGS}
+
+
+def test_the_examples_of_the_documentation_are_read_as_they_stand(tmp_path, caplog):
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```(json|csv)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    n_replies = []
+    for kind, text in examples:
+        path = tmp_path / f"example.{kind}"
+        path.write_text(text)
+        n_replies.append([len(dialog["utterances"]) for dialog in read_splits(path)[""]])
+    assert n_replies == [[1, 1], [1], [1], [2, 1], [2], [1]]
+    assert not warnings_in(caplog)
 
 
 # Messages

@@ -46,4 +46,4 @@ def learned(persona: Sequence[str], turns: Sequence[Turn], losses: Losses) -> li
 
 def lines_of(text: str) -> list[str]:
     """Return the lines of a text that hold something, without space around them."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.split("\n") if line.strip()]

@@ -26,7 +26,7 @@ class DataOptions:
 
     dataset_path: str = option(
         "",
-        "file, folder, TRAIN,VALID, URL or hub:OWNER/NAME; JSON, ParlAI text or parquet; "
+        "file, folder, TRAIN,VALID, URL or hub:OWNER/NAME; JSON, CSV, ParlAI text or parquet; "
         '"" downloads PersonaChat, "example" is the embedded set',
         metavar="DATA",
     )
