@@ -331,6 +331,12 @@ def test_wrong_rows_are_refused_with_their_line_and_key(tmp_path, rows, wanted):
     assert wanted in error_of(write_lines(tmp_path / "a.jsonl", rows))
 
 
+def test_an_array_of_unknown_rows_is_refused_with_what_was_expected(tmp_path):
+    path = write_json(tmp_path / "a.json", {"train": [{"personality": [], "text": "hi"}] * 2})
+    assert "a.json: train row 0: its columns are personality, text; needed are personality and utt" in error_of(path)
+    assert 'unknown; did you mean "utterances"?' in error_of(write_json(tmp_path / "b.json", [{"turns": []}]))
+
+
 def test_a_line_that_is_no_json_is_named(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", map(messages_of, DIALOGS))
     path.write_text(path.read_text() + '{"messages": \n')

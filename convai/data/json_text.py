@@ -10,7 +10,7 @@ from typing import Any
 from convai.data.compressed import has_ending
 from convai.data.conversation import Dialog
 from convai.data.rows import PlacedRows, checked_rows, is_of_rows, layout_of_rows, place_of_row, unknown_layout
-from convai.data.schema import KeyCheck, Losses, Strings, check_parts, kind_of, name_parts
+from convai.data.schema import KeyCheck, Losses, Strings, check_parts, key_meant, kind_of, name_parts
 from convai.errors import UserError
 
 
@@ -40,14 +40,20 @@ def parse_json(text: str, path: Path) -> dict[str, list[Dialog]]:
     if isinstance(data, dict) and ("utterances" in data or is_of_rows(data)):  # a dialog by itself
         data = [data]
     parts = {"": data} if isinstance(data, list) else name_parts(data, path)
-    splits = {
-        name: _dialogs_of([(place_of_row(path, name, n), row) for n, row in enumerate(part)], path, strings)
-        if isinstance(part, list) and part and is_of_rows(part[0])
-        else part
-        for name, part in parts.items()
-    }
+    splits = {name: _part_of_rows(part, path, name, strings) for name, part in parts.items()}
     check_parts(splits, path)
     return splits
+
+
+def _part_of_rows(part: Any, path: Path, name: str, strings: Strings) -> Any:
+    """Return the dialogs of a part whose first element is a row; what may be dialogs or of no use as it is."""
+    first = part[0] if isinstance(part, list) and part else None
+    if is_of_rows(first):
+        return _dialogs_of([(place_of_row(path, name, n), row) for n, row in enumerate(part)], path, strings)
+    # Of a key that looks like one that dialogs have, the check of these says which is meant.
+    if first and isinstance(first, dict) and not any(key_meant(key, ("utterances",)) for key in first):
+        raise unknown_layout(first, place_of_row(path, name, 0))
+    return part
 
 
 def parse_csv(text: str, path: Path) -> dict[str, list[Dialog]] | None:
