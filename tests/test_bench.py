@@ -129,3 +129,20 @@ def test_a_decoders_tree_against_padded_candidates(tmp_path, monkeypatch, datase
     monkeypatch.setattr(decoders, "padded", lambda tree: (torch.ones(4, 9, dtype=torch.long),) * 2)
     with pytest.raises(Disagreement):
         decoders.main([str(folder), "--data", str(dataset_file), "--examples", "3", "--repeats", "1"])
+
+
+def test_rankings_are_those_of_the_evaluation(tmp_path, monkeypatch, dataset_file, capsys):
+    import convai_evaluation
+    from bench import rankings
+
+    monkeypatch.setenv("CONVAI_CACHE", str(tmp_path / "cache"))
+    folder = make_decoder(tmp_path / "model")
+    rankings.main([str(folder), "--data", str(dataset_file)])
+    report = json.loads(capsys.readouterr().out)
+    assert not {"head", "head+pmi"} & report.keys()  # its head has never been trained
+    output = tmp_path / "figures.json"
+    for by in ("likelihood", "pmi"):
+        monkeypatch.setattr("sys.argv", ["convai_evaluation.py", "--model_checkpoint", str(folder), "--rank_by", by,
+                                         "--dataset_path", str(dataset_file), "--output", str(output)])  # fmt: skip
+        convai_evaluation.main()
+        assert json.loads(output.read_text())["results"]["hits@1"]["hits@1"] == report[by]

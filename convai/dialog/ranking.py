@@ -104,8 +104,20 @@ def score_candidates(
     Candidates of equal tokens get the same score to the last bit. `by` is one of RANKINGS; `alone` remembers for pmi
     what does not depend on the question. Raises NoFigure as check_ranking does.
     """
-    check_ranking(model, by)
-    of_tokens = by != "head"
+    return score_candidates_by(model, inputs, questions, (by,), alone)[by]
+
+
+def score_candidates_by(
+    model: DoubleHeads,
+    inputs: InputBuilder,
+    questions: Sequence[tuple[Sequence[TokenIds], Sequence[TokenIds], Sequence[TokenIds]]],
+    ways: Sequence[str],
+    alone: LikelihoodAlone | None = None,
+) -> dict[str, list[list[float]]]:
+    """Return what score_candidates does by each of several RANKINGS, from one pass over the trees."""
+    for by in ways:
+        check_ranking(model, by)
+    of_tokens = any(by != "head" for by in ways)
     candidates = [[tuple(ids) for ids in offered] for _, _, offered in questions]
     # Equal candidates share a branch of the tree.
     branches = [list(dict.fromkeys(offered)) for offered in candidates]
@@ -114,11 +126,14 @@ def score_candidates(
         for (persona, history, _), own in zip(questions, branches, strict=True)
     ]
     scores = _read(model, trees, of_tokens)
-    if "pmi" in by:
+    if any("pmi" in by for by in ways):
         without = (alone or LikelihoodAlone()).of(model, inputs, (ids for own in branches for ids in own))
         scores = [one.less([without[ids] for ids in own]) for one, own in zip(scores, branches, strict=True)]
-    score_of = [dict(zip(own, one.by(by), strict=True)) for own, one in zip(branches, scores, strict=True)]
-    return [[known[ids] for ids in offered] for known, offered in zip(score_of, candidates, strict=True)]
+    scored = {}
+    for by in ways:
+        score_of = [dict(zip(own, one.by(by), strict=True)) for own, one in zip(branches, scores, strict=True)]
+        scored[by] = [[known[ids] for ids in offered] for known, offered in zip(score_of, candidates, strict=True)]
+    return scored
 
 
 def standardized(scores: Sequence[float]) -> list[float]:

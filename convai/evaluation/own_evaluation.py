@@ -66,17 +66,23 @@ class OwnEvaluation:
         """
         self.agent = agent
         self._tell_losses()
-        examples = [
-            GoldReply(Context(dialog["personality"], utterance["history"]), utterance["candidates"])
-            for dialog in self.valid
-            for utterance in dialog["utterances"]
-        ]
-        if eval_type == "hits@1":
-            examples = self._with_distractors(examples)
+        examples = self.examples_to_rank(agent) if eval_type == "hits@1" else self._gold_replies()
         if eval_type == "ppl":
             self.words = WordPerplexity(agent.tokenizer, count_words(dictionary_texts(self.train, self.valid)))
             logger.info("dictionary: %d entries", self.words.n_entries)
         return len(examples), self._steps(eval_type, examples)
+
+    def examples_to_rank(self, agent: DialogAgent) -> list[GoldReply]:
+        """Return the examples with the candidates that this agent is to rank; NoFigure as `start` does."""
+        self.agent = agent
+        return self._with_distractors(self._gold_replies())
+
+    def _gold_replies(self) -> list[GoldReply]:
+        return [
+            GoldReply(Context(dialog["personality"], utterance["history"]), utterance["candidates"])
+            for dialog in self.valid
+            for utterance in dialog["utterances"]
+        ]
 
     def _steps(self, eval_type: str, examples: Sequence[GoldReply]) -> Iterator[dict[str, float]]:
         score = {"hits@1": self._hits, "ppl": self._perplexities, "f1": self._f1}[eval_type]
