@@ -16,7 +16,7 @@ from convai.model.backbone import Backbone
 from convai.model.config import ModelConfig
 from convai.model.double_heads import DoubleHeadsModel, save_gpt
 from convai.model.probe import random_model
-from convai.model.transformer import tree_mask
+from convai.model.transformer import PackedTrees, tree_mask
 
 WINDOW = 6
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
@@ -88,7 +88,7 @@ def packed(trees: list[list[Tensor]]) -> dict[str, Tensor]:
 def read_trees(model: Backbone, trees: list[list[Tensor]], types: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The logits (P, V) and hidden states (P, D) of all tokens."""
     batch = packed(trees)
-    return model(**batch, token_type_ids=types, lm_indices=torch.arange(len(batch["input_ids"])))
+    return model(PackedTrees(**batch, token_type_ids=types), torch.arange(len(batch["input_ids"])))
 
 
 def read_alone(model, trees: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
@@ -218,7 +218,7 @@ def test_only_the_rows_asked_for_get_logits(family):
     with torch.no_grad():
         logits, hidden = read_trees(behind, trees)
         some = torch.tensor([12, 3, 30])
-        few, all_hidden = behind(**packed(trees), token_type_ids=None, lm_indices=some)
+        few, all_hidden = behind(PackedTrees(**packed(trees), token_type_ids=None), some)
     assert few.shape == (3, 50) and difference(few, logits[some]) < 1e-6
     assert difference(all_hidden, hidden) < 1e-6
 
@@ -246,7 +246,7 @@ def test_gpt2_by_either_implementation(tmp_path, monkeypatch):
     batch = packed(trees)
     types = torch.arange(len(batch["input_ids"])) % 2 + 40  # of tokens, whose embeddings are added
     everywhere = torch.arange(len(types))
-    expected = ours.read_trees(**batch, token_type_ids=types, lm_indices=everywhere, rows=everywhere)
+    expected = ours.read_trees(PackedTrees(**batch, token_type_ids=types), everywhere, everywhere)
     found = read_trees(theirs, trees, types)
     for one, other in zip(found, expected, strict=True):
         assert difference(one, other) < 1e-5

@@ -134,8 +134,8 @@ def test_branches_that_see_each_other_are_noticed(family, monkeypatch):
 def test_positions_that_run_on_are_noticed(monkeypatch):
     read = Backbone._read
 
-    def by_row(self, ids, types, positions, *rest):
-        return read(self, ids, types, torch.arange(len(positions)), *rest)
+    def by_row(self, trees):
+        return read(self, trees._replace(position_ids=torch.arange(len(trees.position_ids))))
 
     monkeypatch.setattr(Backbone, "_read", by_row)
     assert "other logits than alone" in try_out(tiny("llama")).wrong

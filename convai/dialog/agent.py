@@ -23,7 +23,7 @@ from convai.data.store import TokenIds
 from convai.device import choose_device
 from convai.dialog.decoding import DecodingSettings, generate_replies
 from convai.dialog.example_loss import loss_on_examples
-from convai.dialog.ranking import LikelihoodAlone, check_ranking, score_candidates_by
+from convai.dialog.ranking import LikelihoodAlone, check_ranking, score_candidates
 from convai.io.pretrained import locate_checkpoint
 from convai.model.heads import DoubleHeads
 from convai.model.loading import load_model, load_tokenizer
@@ -173,7 +173,7 @@ class DialogAgent:
     ) -> dict[str, list[list[float]]]:
         """Return what rank_batch does by each of several ways, for the work of one."""
         encoded = [(*self._encode(context), self._encode_all(candidates)) for context, candidates in questions]
-        return score_candidates_by(self.model, self._inputs, encoded, ways, self._alone)
+        return score_candidates(self.model, self._inputs, encoded, ways, self._alone)
 
     @torch.inference_mode()
     def reply_logits(self, questions: Sequence[tuple[Context, TokenIds]]) -> list[Tensor]:

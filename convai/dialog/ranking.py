@@ -96,25 +96,14 @@ def score_candidates(
     model: DoubleHeads,
     inputs: InputBuilder,
     questions: Sequence[tuple[Sequence[TokenIds], Sequence[TokenIds], Sequence[TokenIds]]],
-    by: str = "head",
-    alone: LikelihoodAlone | None = None,
-) -> list[list[float]]:
-    """Return the scores of each question's candidates, in their order; a question is persona, history and candidates.
-
-    Candidates of equal tokens get the same score to the last bit. `by` is one of RANKINGS; `alone` remembers for pmi
-    what does not depend on the question. Raises NoFigure as check_ranking does.
-    """
-    return score_candidates_by(model, inputs, questions, (by,), alone)[by]
-
-
-def score_candidates_by(
-    model: DoubleHeads,
-    inputs: InputBuilder,
-    questions: Sequence[tuple[Sequence[TokenIds], Sequence[TokenIds], Sequence[TokenIds]]],
     ways: Sequence[str],
     alone: LikelihoodAlone | None = None,
 ) -> dict[str, list[list[float]]]:
-    """Return what score_candidates does by each of several RANKINGS, from one pass over the trees."""
+    """Return the scores of each question's candidates, in their order, by each of several RANKINGS, from one pass.
+
+    A question is persona, history and candidates. Candidates of equal tokens get the same score to the last bit.
+    `alone` remembers for pmi what does not depend on the question. Raises NoFigure as check_ranking does.
+    """
     for by in ways:
         check_ranking(model, by)
     of_tokens = any(by != "head" for by in ways)

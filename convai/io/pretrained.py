@@ -15,6 +15,8 @@ SHORT_NAMES = {
     "gpt2-large": "openai-community/gpt2-large",
     "gpt2-xl": "openai-community/gpt2-xl",
 }
+HEADS_FILE = "heads.safetensors"  # the ranking head of a decoder of transformers
+ADAPTER_FILE = "adapter_model.safetensors"  # where only adapters were trained
 RELEASED_MODEL_URL = (
     "https://s3.amazonaws.com/models.huggingface.co/transfer-learning-chatbot/gpt_personachat_cache.tar.gz"
 )

@@ -26,7 +26,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from convai.errors import UserError
 from convai.model.cpu_kernels import Dropout, QueryBlock, attend, attend_by_blocks
-from convai.model.transformer import tree_mask
+from convai.model.transformer import PackedTrees, tree_mask
 
 CANDIDATE_TREES = "candidate_trees"
 CausalLM = Any  # a PreTrainedModel of transformers, half of whose methods have no annotations
@@ -196,36 +196,19 @@ class Backbone(nn.Module):
         self._hidden = hidden if self.reads_packed else hidden.index_select(0, self._grid_indices)
         return (self._hidden.index_select(0, self._lm_rows)[None],)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor,
-        grid_indices: Tensor,
-        branch_ids: Tensor,
-        lm_indices: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the logits (N, V) at `lm_indices` (N,) and the hidden states (P, D) of packed trees.
-
-        The arguments are those of DoubleHeads.forward; `token_type_ids` None: the tokens alone are embedded.
-        """
-        self._lm_rows, self._grid_indices = lm_indices, grid_indices
+    def forward(self, trees: PackedTrees, lm_indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits (N, V) at `lm_indices` (N,) into the P tokens, and the hidden states (P, D)."""
+        self._lm_rows, self._grid_indices = lm_indices, trees.grid_indices
         try:
-            logits = self._read(input_ids, token_type_ids, position_ids, grid_indices, branch_ids)
+            logits = self._read(trees)
             assert self._hidden is not None, "kept where the output matrix was reached"
             return logits, self._hidden
         finally:
             self._lm_rows = self._grid_indices = self._hidden = None
 
-    def _read(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor,
-        grid_indices: Tensor,
-        branch_ids: Tensor,
-    ) -> Tensor:
+    def _read(self, packed: PackedTrees) -> Tensor:
         """Return the logits of the rows that _choose_rows lets through."""
+        input_ids, token_type_ids, position_ids, grid_indices, branch_ids = packed
         trees = Trees.of(position_ids, grid_indices, branch_ids)
 
         def shaped(ids: Tensor) -> Tensor:

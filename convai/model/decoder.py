@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfi
 
 from convai.errors import UserError, argument
 from convai.io.files import atomic_writes
-from convai.io.pretrained import locate_checkpoint
+from convai.io.pretrained import HEADS_FILE, locate_checkpoint
 from convai.model.backbone import Backbone, CausalLM
 from convai.model.decoder_config import DecoderConfig, read_decoder_config
 from convai.model.heads import DoubleHeads, MultipleChoiceHead
@@ -34,10 +34,10 @@ from convai.model.lora import (
 )
 from convai.model.probe import check_real_weights, check_type
 from convai.model.tokenization import DialogTokenizer
+from convai.model.transformer import PackedTrees
 from convai.model.weights import describe_names
 from convai.options import DecodingSettings
 
-HEADS_FILE = "heads.safetensors"
 _LM, _HEAD = "backbone.causal_lm.", "multiple_choice_head."
 
 _AutoModel: Any = AutoModelForCausalLM
@@ -63,19 +63,10 @@ class DecoderModel(DoubleHeads):
         """transformers' model, for all that concerns it alone."""
         return self.backbone.causal_lm
 
-    def read_trees(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        position_ids: Tensor,
-        grid_indices: Tensor,
-        branch_ids: Tensor,
-        lm_indices: Tensor,
-        rows: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def read_trees(self, trees: PackedTrees, lm_indices: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return what DoubleHeads.read_trees does."""
-        types = token_type_ids if self.config.token_types else None
-        logits, hidden = self.backbone(input_ids, types, position_ids, grid_indices, branch_ids, lm_indices)
+        trees = trees if self.config.token_types else trees._replace(token_type_ids=None)
+        logits, hidden = self.backbone(trees, lm_indices)
         return logits, hidden.index_select(0, rows)
 
     def next_token_logits(

@@ -26,7 +26,7 @@ from convai.model.config import ModelConfig
 from convai.model.cpu_kernels import embed_tokens
 from convai.model.heads import DoubleHeads, MultipleChoiceHead
 from convai.model.tokenization import DialogTokenizer
-from convai.model.transformer import Transformer, tree_mask
+from convai.model.transformer import PackedTrees, Transformer, tree_mask
 from convai.model.vocabulary import SPECIAL_TOKENS
 from convai.model.weights import (
     EMBEDDING,
@@ -54,21 +54,13 @@ class DoubleHeadsModel(DoubleHeads):
         self.multiple_choice_head = MultipleChoiceHead(config.n_embd, config.summary_first_dropout)
         self.lm_head: nn.Module | None = None  # None: tied to the embedding; quantization puts a copy here
 
-    def read_trees(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        position_ids: Tensor,
-        grid_indices: Tensor,
-        branch_ids: Tensor,
-        lm_indices: Tensor,
-        rows: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def read_trees(self, trees: PackedTrees, lm_indices: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return what DoubleHeads.read_trees does."""
         # Token types share the token embedding: <speaker1> and <speaker2> mark who speaks at every position.
-        x, weight = embed_tokens(self.transformer.tokens_embed.weight, input_ids, token_type_ids)
+        assert trees.token_type_ids is not None, "GPT and GPT-2 have token types"
+        x, weight = embed_tokens(self.transformer.tokens_embed.weight, trees.input_ids, trees.token_type_ids)
         read = torch.cat([lm_indices, rows])
-        hidden = self.transformer(x, position_ids, grid_indices, tree_mask(branch_ids), read)
+        hidden = self.transformer(x, trees.position_ids, trees.grid_indices, tree_mask(trees.branch_ids), read)
         return self._lm_logits(hidden[: len(lm_indices)], weight), hidden[len(lm_indices) :]
 
     def next_token_logits(

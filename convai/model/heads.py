@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convai.model.cpu_kernels import Dropout
+from convai.model.transformer import PackedTrees
 
 
 class DialogConfig(Protocol):
@@ -83,22 +84,13 @@ class DoubleHeads(nn.Module, ABC):
         at those that predict a target token and at each candidate's last one, -1 for a candidate that is not there.
         """
         present = mc_indices >= 0
-        tokens = (input_ids, token_type_ids, position_ids, grid_indices, branch_ids)
-        lm_logits, hidden = self.read_trees(*tokens, lm_indices, mc_indices.clamp(min=0).flatten())
+        trees = PackedTrees(input_ids, token_type_ids, position_ids, grid_indices, branch_ids)
+        lm_logits, hidden = self.read_trees(trees, lm_indices, mc_indices.clamp(min=0).flatten())
         scores = self.multiple_choice_head(hidden).view(mc_indices.shape)
         return DoubleHeadsOutput(lm_logits, scores.masked_fill(~present, -math.inf))
 
     @abstractmethod
-    def read_trees(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        position_ids: Tensor,
-        grid_indices: Tensor,
-        branch_ids: Tensor,
-        lm_indices: Tensor,
-        rows: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def read_trees(self, trees: PackedTrees, lm_indices: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits (N, V) at `lm_indices` and the hidden states (R, D) at `rows` (R,)."""
 
     @abstractmethod

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from convai.errors import UserError, argument
 from convai.io.files import read_json_object, write_json
+from convai.io.pretrained import ADAPTER_FILE
 from convai.model.backbone import CausalLM
 
-ADAPTER_CONFIG, ADAPTER_FILE, BASE_FILE = "adapter_config.json", "adapter_model.safetensors", "base.json"
+ADAPTER_CONFIG, BASE_FILE = "adapter_config.json", "base.json"
 _ADAPTER = "default"
 _PEFT_PREFIX = "base_model.model."
 _BASE_LAYER = ".base_layer."

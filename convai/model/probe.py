@@ -24,6 +24,7 @@ from convai.io.download import cache_folder
 from convai.io.files import read_json_object, write_json
 from convai.model.backbone import CANDIDATE_TREES, Backbone
 from convai.model.tiny_config import tiny_copy
+from convai.model.transformer import PackedTrees
 
 PROBE_VERSION = 2
 TINY_TOLERANCE = 1e-4  # of the largest logit, in fp32; what is exact shows 1e-6, what is wrong 9e-2 and more
@@ -174,7 +175,7 @@ def largest_difference(backbone: Backbone, n_context: int, n_candidates: tuple[i
     tokens = _Tokens(model, seed)
     trees = [(tokens(n), [tokens(length) for length in n_candidates]) for n in (n_context, n_context // 2)]
     inputs = [tensor.to(model.device) for tensor in _packed(trees)]
-    in_tree, _ = backbone(inputs[0], None, *inputs[1:], torch.arange(len(inputs[0]), device=model.device))
+    in_tree, _ = backbone(PackedTrees(inputs[0], None, *inputs[1:]), torch.arange(len(inputs[0]), device=model.device))
     alone = []
     with _plain_attention(backbone):
         for context, candidates in trees:

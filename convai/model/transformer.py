@@ -168,6 +168,16 @@ class Transformer(nn.Module):
         return self.ln_f(x) if hasattr(self, "ln_f") else x
 
 
+class PackedTrees(NamedTuple):
+    """B candidate trees as a model reads them (see data.batches.TreeBatch): their P tokens, one after the other."""
+
+    input_ids: Tensor  # (P,)
+    token_type_ids: Tensor | None  # (P,), whose embeddings are added; None: none are
+    position_ids: Tensor  # (P,)
+    grid_indices: Tensor  # (P,) into the flattened B * T
+    branch_ids: Tensor  # (B, T); 0 context, k the k-th candidate, -1 padding
+
+
 class Mask(NamedTuple):
     """Who sees whom in attention."""
 

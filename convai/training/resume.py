@@ -11,12 +11,11 @@ from safetensors import SafetensorError, safe_open
 
 from convai.errors import UserError, argument
 from convai.io.files import read_json_object
+from convai.io.pretrained import ADAPTER_FILE, HEADS_FILE
 from convai.options import OptionsParser, TrainingOptions
 from convai.training.checkpoint import TrainingParts
 from convai.training.run_folder import (
-    ADAPTER_WEIGHTS,
     ARGUMENTS_FILE,
-    HEADS_FILE,
     STATE_FILE,
     has_only_begun,
     list_checkpoints,
@@ -127,7 +126,7 @@ class DamagedCheckpoint(UserError):
 
 def check_readable(folder: Path) -> None:
     """Raise DamagedCheckpoint where weights or state are incomplete, UserError where the state could run code."""
-    weights = [folder / ADAPTER_WEIGHTS, folder / HEADS_FILE]
+    weights = [folder / ADAPTER_FILE, folder / HEADS_FILE]
     if not weights[0].exists():
         weights = [folder / "model.safetensors", *(path for path in weights[1:] if path.exists())]
     for path in weights:

@@ -27,8 +27,6 @@ STATE_FILE = "training_state.pt"
 PERSONAS_FILE = "personas.json"
 ARGUMENTS_FILE = "arguments.json"
 WEIGHTS_FILES = ["model.safetensors", "pytorch_model.bin"]
-HEADS_FILE = "heads.safetensors"  # the ranking head of a decoder of transformers
-ADAPTER_WEIGHTS = "adapter_model.safetensors"  # of a run that trains adapters only
 
 
 def default_run_folder(model: str) -> Path:
