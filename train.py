@@ -114,7 +114,7 @@ def prepare_data(args: TrainingOptions, resumed: Path | None) -> tuple[Path, Dia
     with idist.one_rank_first(local=True):
         source = resumed or locate_checkpoint(args.model_checkpoint)
         tokenizer = load_tokenizer(source, args.tokenization, args.dialog_token_ids, args.layout)
-        return source, tokenizer, get_dataset(tokenizer, args.dataset_path, args.dataset_cache)
+        return source, tokenizer, get_dataset(tokenizer, args.dataset_path, args.dataset_cache, options=args.reading())
 
 
 def prepare_model(

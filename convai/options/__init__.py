@@ -27,6 +27,7 @@ from convai.options.shared import (
     AgentOptions,
     DecodingSettings,
     DeviceOptions,
+    ReadingOptions,
     chosen_seed,
     precision_of,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "OneLineParser",
     "OptionsParser",
     "ParlaiOptions",
+    "ReadingOptions",
     "TrainingOptions",
     "add_options",
     "chat_parser",

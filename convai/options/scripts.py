@@ -14,6 +14,7 @@ from convai.options.shared import (
     InputOptions,
     MeasureOptions,
     PrecisionOptions,
+    ReadingOptions,
     TokenOptions,
 )
 from convai.options.values import (
@@ -205,7 +206,7 @@ class ChatOptions(AgentOptions, PersonaOptions):
 
 
 @dataclass(frozen=True)
-class TaskOptions(MeasureOptions):
+class EvaluatedDataOptions(MeasureOptions):
     """What is measured, and on what."""
 
     dataset_path: str = option(
@@ -215,6 +216,11 @@ class TaskOptions(MeasureOptions):
     )
     batch_size: int = option(16, "examples at once; does not change results", kind=positive_int)
     output: str = option("", "also write the figures to this JSON file", kind=path, metavar="FILE")
+
+
+@dataclass(frozen=True)
+class TaskOptions(ReadingOptions, EvaluatedDataOptions):
+    """What is measured, on what, and how that is read."""
 
 
 @dataclass(frozen=True)
@@ -256,10 +262,8 @@ class ParlaiOptions(AgentOptions, ParlaiTaskOptions):
 
 
 @dataclass(frozen=True)
-class NewModelOptions:
-    """Options of new_model.py."""
-
-    description: ClassVar[str] = "Write config.json and a vocabulary for a model to be trained from scratch."
+class NewFolderOptions:
+    """The new folder: its vocabulary and the sizes of its model."""
 
     folder: str = option(MISSING, "where to write them", kind=path)
     family: str = option("openai-gpt", "kind of model", choices=["openai-gpt", "gpt2"])
@@ -276,6 +280,13 @@ class NewModelOptions:
         "standard deviation of new weights; narrow models learn faster with about 1 / sqrt(n_embd)",
         kind=positive_float,
     )
+
+
+@dataclass(frozen=True)
+class NewModelOptions(ReadingOptions, NewFolderOptions):
+    """Options of new_model.py."""
+
+    description: ClassVar[str] = "Write config.json and a vocabulary for a model to be trained from scratch."
 
 
 def training_parser() -> OptionsParser[TrainingOptions]:
