@@ -22,6 +22,7 @@ from convai.data.reading import AS_BY_DEFAULT, Reading
 from convai.data.schema import PART_NAMES
 from convai.data.sides import held_out_together
 from convai.data.tables import HUB_PREFIX, INSTALL_DATASETS, Tables, holds_parquet
+from convai.data.weighted import EXAMPLE, PERSONACHAT, weighted_sources
 from convai.errors import UserError, argument
 from convai.io.download import fetch, is_url
 from convai.options import ReadingOptions
@@ -117,6 +118,28 @@ class TableSource(Source):
         return self.tables.name
 
 
+class MixtureSource(Source):
+    """Several sources, the dialogs of each split one source after the other; weights are for training alone."""
+
+    def __init__(self, dataset_path: str, sources: list[Source]):
+        self.name = dataset_path
+        self.sources = sources
+
+    def digest(self) -> str:
+        return hashlib.sha256(" ".join(source.digest() for source in self.sources).encode()).hexdigest()
+
+    def splits(self) -> dict[str, list[Dialog]]:
+        return self.load()
+
+    def place_of(self, split: str) -> str:
+        return self.name
+
+    def load(self, split_needed: bool = True) -> dict[str, list[Dialog]]:
+        """Return both splits, each source's own: one without a valid part holds some of its dialogs out."""
+        loaded = [source.load(split_needed) for source in self.sources]
+        return {name: [dialog for splits in loaded for dialog in splits[name]] for name in SPLITS}
+
+
 def other_ways() -> str:
     """Return what can be done where PersonaChat cannot be downloaded."""
     path = argument("dataset_path")
@@ -130,11 +153,13 @@ def find_source(dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT) -> S
     """Return where `--dataset_path` points, downloading URLs: "" is PersonaChat, "example" the embedded set.
 
     Otherwise a file, a URL, a folder with one train* and one valid* file or with .parquet files, TRAIN,VALID (files or
-    URLs), or hub:OWNER/NAME. `options` say what is made of the rows there.
+    URLs), hub:OWNER/NAME, or several of these (see weighted.py). `options` say what is made of the rows there.
     """
-    if dataset_path == "example":
+    if several := weighted_sources(dataset_path):
+        return MixtureSource(dataset_path, [find_source(source.path, options) for source in several])
+    if dataset_path == EXAMPLE:
         return ExampleSource()
-    if not dataset_path:
+    if dataset_path in ("", PERSONACHAT) and not (dataset_path and os.path.exists(dataset_path)):
         return FileSource([fetch(PERSONACHAT_URL, advice=other_ways())], options)
     if dataset_path.startswith(HUB_PREFIX):
         return TableSource(dataset_path, options)
@@ -152,7 +177,14 @@ def find_source(dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT) -> S
 def load_for_evaluation(
     dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT
 ) -> tuple[list[Dialog], list[Dialog]]:
-    """Return the dialogs to evaluate on, after those to learn from: the valid split, else test; or all, after none."""
+    """Return the dialogs to evaluate on, after those to learn from: the valid split, else test; or all, after none.
+
+    Of several sources those of each are joined.
+    """
+    if several := weighted_sources(dataset_path):
+        loaded = [load_for_evaluation(source.path, options) for source in several]
+        train, valid = ([dialog for dialogs in part for dialog in dialogs] for part in zip(*loaded, strict=True))
+        return train, valid
     splits = find_source(dataset_path, options).splits()
     chosen = next(name for name in ("valid", "test", "", "train") if name in splits)
     if chosen == "test":

@@ -57,7 +57,7 @@ class SourceOptions:
     dataset_path: str = option(
         "",
         "file, folder, TRAIN,VALID, URL or hub:OWNER/NAME; JSON, CSV, ParlAI text or parquet; "
-        '"" downloads PersonaChat, "example" is the embedded set',
+        '"" downloads PersonaChat, "example" is the embedded set; or several, as "A + B*2"',
         metavar="DATA",
     )
     dataset_cache: str = option(
