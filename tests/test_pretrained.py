@@ -114,7 +114,7 @@ def test_what_cannot_be_had_is_one_line_with_a_remedy(hub, name, error, wanted):
     message = error_of(name)
     assert wanted in message
     assert message.endswith(
-        "Give --model_checkpoint a local folder with config.json, vocab.json, merges.txt and weights."
+        "Give --model_checkpoint a local folder with config.json, vocabulary and weights."
     )
 
 
