@@ -82,7 +82,7 @@ def given_persona(args: ChatOptions) -> list[str] | None:
     only = args.personality[0] if len(args.personality) == 1 else ""
     if os.path.isfile(os.path.expanduser(only)):
         sentences = read_persona(Path(only).expanduser())
-    elif " " not in only and ("/" in only or os.sep in only or only.endswith((".txt", ".json"))):
+    elif " " not in only and ("/" in only or os.sep in only or only.lower().endswith((".txt", ".json", ".png"))):
         raise UserError(f"--personality: there is no file {only}; give one, or the sentences themselves.")
     else:
         sentences = persona_sentences(args.personality, "--personality")

@@ -189,7 +189,8 @@ class PersonaOptions(DataOptions, PrecisionOptions, DeviceOptions, InputOptions,
     )
     personality: list[str] = option(
         [],
-        "the persona, a sentence each, or a file: a sentence a line, ParlAI's persona lines, or JSON",
+        "the persona, a sentence each, or a file: a sentence a line, ParlAI's persona lines, JSON, or a character card "
+        "(JSON or PNG)",
         nargs="+",
         metavar="SENTENCE",
     )
