@@ -21,9 +21,10 @@ from convai.data.lost_text import LostText
 from convai.data.messages import message_line
 from convai.data.parlai_text import persona_sentences
 from convai.data.persona_file import read_persona
-from convai.dialog.terminal import Terminal, plain_line, settled
+from convai.dialog.terminal import Terminal, settled
 from convai.errors import UserError, report_user_errors
 from convai.io.files import read_text, write_text
+from convai.io.plain_text import plain_line
 from convai.io.pretrained import locate_finetuned
 from convai.model.word_splitting import join_punctuation
 from convai.options import ChatOptions, chat_parser

@@ -58,7 +58,10 @@ def _part_of_rows(part: Any, path: Path, name: str, strings: Strings) -> Any:
 
 def parse_csv(text: str, path: Path) -> dict[str, list[Dialog]] | None:
     """Return the dialogs of a CSV file, which its first line is told by; None for a file of another kind."""
-    header = next(csv.reader([text.partition("\n")[0]]), [])
+    try:
+        header = next(csv.reader([text.partition("\n")[0]]), [])
+    except csv.Error:  # ParlAI's text may have long lines, and lone carriage returns
+        header = []
     if layout_of_rows(header) is None:
         if has_ending(path, ".csv"):
             raise unknown_layout(header, path)

@@ -6,6 +6,7 @@ PersonaChat's JSON holds all that a dialog can be. What the others do not hold i
 import gzip
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from convai.data.conversation import Dialog, Turn, joined, learned
 from convai.data.exchanges import Exchange, conversations_of
 from convai.data.messages import messages_of
-from convai.data.parlai_text import SILENCE, take_persona
+from convai.data.parlai_text import SILENCE
 from convai.data.same_reply import normalize_answer
 from convai.data.schema import Losses
 from convai.errors import UserError, disk_reason
@@ -26,8 +27,7 @@ _SPACES = "texts with white space around them, which is removed"
 _NO_PERSONA_TEXT = "persona sentences without text, which are left out"
 _BROKEN_SENTENCES = "line breaks within persona sentences, which become spaces"
 _NO_REPLY_TEXT = "replies without text, which are left out"
-_ESCAPES = rf"texts that hold \n, \t or __PIPE__, or are {SILENCE}, which mean something else there"
-_PERSONA_TURNS = 'turns with a line "your persona:", which becomes one of the persona'
+_MISREAD = "texts with what means something else in ParlAI's text, which get a space within"
 _TWINS = "distractors that repeat the reply or have no text, which are left out"
 _SIDES = "sides of a conversation, which will not be held out together"
 _SURROGATES = "texts with halves of characters, which are replaced"
@@ -171,7 +171,8 @@ def _messages(dialog: Dialog, losses: Losses) -> str:
         losses.counts[_SPACES] += sum(turn.text != turn.text.strip() != "" for turn in turns)
         turns = joined(turns, losses)
         if learned(persona, turns, losses):
-            row = messages_of(persona, [turn.text for turn in turns], user_opens=not turns[0].is_own)
+            texts = [turn.text for turn in (turns if turns[-1].is_own else turns[:-1])]
+            row = messages_of(persona, texts, user_opens=not turns[0].is_own)
             lines.append(_json(row) + "\n")
     return "".join(lines)
 
@@ -219,11 +220,12 @@ def _episode(persona: Sequence[str], conversation: Sequence[Exchange], losses: L
 def _turn(said: str | None, has_replies: bool, losses: Losses) -> str:
     if said is None:
         return SILENCE
-    persona: list[str] = []
-    take_persona(said, persona)
-    losses.counts[_PERSONA_TURNS] += bool(persona)
-    losses.counts[_ESCAPES] += said.strip() == SILENCE and not has_replies
-    return _fielded(said, losses)
+    plain = said.strip()
+    # Lines of a persona would be taken out, and a turn of this name would be none.
+    harmless = re.sub(r"(?im)^(\s*(?:your|partner's) persona)(?=:)", r"\1 ", plain)
+    harmless = harmless if has_replies or harmless != SILENCE else "__ SILENCE__"
+    losses.counts[_MISREAD] += harmless != plain
+    return _fielded(said if harmless == plain else harmless, losses)
 
 
 def _offered(reply: str, distractors: Sequence[str], losses: Losses) -> list[str]:
@@ -242,10 +244,11 @@ def _fielded(text: str, losses: Losses) -> str:
     """Return a text as the value of a field."""
     plain = text.strip()
     losses.counts[_SPACES] += plain != text != ""
-    losses.counts[_ESCAPES] += any(mark in plain for mark in (r"\n", r"\t", "__PIPE__"))
-    whole = plain.encode("utf-8", "replace").decode() if not plain.isascii() else plain
+    whole = plain if plain.isascii() else plain.encode("utf-8", "replace").decode()
     losses.counts[_SURROGATES] += whole != plain
-    return whole.replace("\n", "\\n").replace("\t", "\\t")
+    harmless = re.sub(r"(\\)(?=[nt])|(__)(?=PIPE)", r"\1\2 ", whole)
+    losses.counts[_MISREAD] += harmless != whole
+    return harmless.replace("\n", "\\n").replace("\t", "\\t")
 
 
 FORMS = {

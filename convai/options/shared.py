@@ -17,12 +17,13 @@ from convai.options.values import (
 )
 
 EVAL_TYPES = ["hits@1", "ppl", "f1"]
+FORM_NAMES = ["messages", "personachat", "parlai"]
 RANKINGS = ["head", "likelihood", "pmi", "head+pmi"]
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """Where dialogs come from and where their tokens are kept."""
+class SourceOptions:
+    """Where dialogs come from."""
 
     dataset_path: str = option(
         "",
@@ -30,6 +31,12 @@ class DataOptions:
         '"" downloads PersonaChat, "example" is the embedded set',
         metavar="DATA",
     )
+
+
+@dataclass(frozen=True)
+class DataOptions(SourceOptions):
+    """Where dialogs come from and where their tokens are kept."""
+
     dataset_cache: str = option(
         "./dataset_cache.bin", 'path prefix of the token cache; "" keeps it in memory', kind=path, metavar="PREFIX"
     )

@@ -1,0 +1,99 @@
+"""Look into data before training on it, or convert it.
+
+    python data.py example                                     what the embedded example set holds
+    python data.py dialogs.json --model gpt2 --plot lengths.png
+    python data.py dialogs.json --to messages dialogs.jsonl    chat messages; also personachat and parlai
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+from convai.data.formats import find_source
+from convai.data.writing import check_target, convert
+from convai.errors import UserError, report_user_errors
+from convai.io.pretrained import locate_checkpoint, recorded_max_history
+from convai.options import InspectionOptions, inspection_parser
+
+DEFAULT_MAX_HISTORY = 2
+
+logger = logging.getLogger("data")
+
+
+@report_user_errors
+def main() -> None:
+    args = inspection_parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "huggingface_hub", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # whatever is in the data can be written
+    if args.to:
+        convert_data(args.dataset_path, *args.to)
+    else:
+        inspect_data(args)
+
+
+def convert_data(dataset_path: str, form: str, file: str) -> None:
+    """Write the dialogs in another form, and say how they are read from there."""
+    check_target(form, Path(file))
+    written = convert(find_source(dataset_path).splits(), form, Path(file))
+    for path, n_dialogs, n_replies in written:
+        print(f"{path}: {n_dialogs:,} dialogs, {n_replies:,} replies")
+    learned_from = [path for path, *_ in written if not path.name.startswith("test_")]
+    print(f"To read them: --dataset_path {','.join(map(str, learned_from or [file]))}")
+
+
+def inspect_data(args: InspectionOptions) -> None:
+    """Show what a reader finds."""
+    source = find_source(args.dataset_path)
+    # These imports take seconds, so they come after all that can be refused without them.
+    from convai.data.inspection import Inspection
+    from convai.data.inspection_report import Report, console_of
+
+    measure = choose_measure(args)
+    inspection = Inspection(measure).add(source.splits())
+    if inspection.first is None:
+        raise UserError(f"{source.place_of('train')}: there are no dialogs; give other data.")
+    if args.plot:
+        from convai.data.length_plot import plot_lengths
+
+        plot_lengths(inspection, Path(args.plot))
+        logger.info("the lengths are drawn in %s", args.plot)
+    if args.json:
+        print(json.dumps({"data": args.dataset_path} | inspection.facts()))
+    else:
+        Report(console_of(sys.stdout), inspection).write()
+
+
+def choose_measure(args: InspectionOptions):
+    """Return what counts tokens; words where no model is wanted, or the one that nobody asked for cannot be had."""
+    from convai.data.measures import WordMeasure
+
+    if args.model_checkpoint:
+        try:
+            return token_measure(args)
+        except UserError as error:
+            if args.model_checkpoint != InspectionOptions.model_checkpoint:
+                raise
+            logger.warning("words are counted instead of tokens, as there is no tokenizer: %s", error)
+    return WordMeasure(DEFAULT_MAX_HISTORY if args.max_history is None else args.max_history)
+
+
+def token_measure(args: InspectionOptions):
+    """Return what counts a model's tokens; its weights are not needed."""
+    from convai.data.inputs import InputBuilder
+    from convai.data.measures import TokenMeasure
+    from convai.model.loading import load_tokenizer, read_dialog_config
+
+    folder = locate_checkpoint(args.model_checkpoint, needs_weights=False)
+    tokenizer = load_tokenizer(folder, args.tokenization, args.dialog_token_ids, args.layout)
+    config = read_dialog_config(folder, tokenizer.layout)
+    given = (args.max_history, config.max_history, recorded_max_history(folder), DEFAULT_MAX_HISTORY)
+    max_history = next(number for number in given if number is not None)
+    return TokenMeasure(InputBuilder(tokenizer, config.n_positions, config.history_start), max_history)
+
+
+if __name__ == "__main__":
+    main()
