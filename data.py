@@ -1,8 +1,8 @@
 """Look into data before training on it, or convert it.
 
-    python data.py example                                     what the embedded example set holds
-    python data.py dialogs.json --model gpt2 --plot lengths.png
-    python data.py dialogs.json --to messages dialogs.jsonl    chat messages; also personachat and parlai
+python data.py example                                     what the embedded example set holds
+python data.py dialogs.json --model gpt2 --plot lengths.png
+python data.py dialogs.json --to messages dialogs.jsonl    chat messages; also personachat and parlai
 """
 
 import json
@@ -41,8 +41,8 @@ def convert_data(dataset_path: str, form: str, file: str) -> None:
     written = convert(find_source(dataset_path).splits(), form, Path(file))
     for path, n_dialogs, n_replies in written:
         print(f"{path}: {n_dialogs:,} dialogs, {n_replies:,} replies")
-    learned_from = [path for path, *_ in written if not path.name.startswith("test_")]
-    print(f"To read them: --dataset_path {','.join(map(str, learned_from or [file]))}")
+    files = [str(path) for path, *_ in written if not path.name.startswith("test_")]
+    print(f"To read them: --dataset_path {','.join(files or [str(written[0].path)])}")
 
 
 def inspect_data(args: InspectionOptions) -> None:
@@ -51,14 +51,15 @@ def inspect_data(args: InspectionOptions) -> None:
     # These imports take seconds, so they come after all that can be refused without them.
     from convai.data.inspection import Inspection
     from convai.data.inspection_report import Report, console_of
+    from convai.data.length_plot import check_plot, plot_lengths
 
+    if args.plot:
+        check_plot(Path(args.plot))
     measure = choose_measure(args)
     inspection = Inspection(measure).add(source.splits())
     if inspection.first is None:
         raise UserError(f"{source.place_of('train')}: there are no dialogs; give other data.")
     if args.plot:
-        from convai.data.length_plot import plot_lengths
-
         plot_lengths(inspection, Path(args.plot))
         logger.info("the lengths are drawn in %s", args.plot)
     if args.json:

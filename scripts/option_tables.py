@@ -11,13 +11,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from convai.options import (
+from convai.options import (  # noqa: E402
     chat_parser,
     evaluation_parser,
     inspection_parser,
     new_model_parser,
     training_parser,
-)  # noqa: E402
+)
 
 PARSERS = {
     "train.py": training_parser,

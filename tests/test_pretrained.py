@@ -113,9 +113,7 @@ def test_what_cannot_be_had_is_one_line_with_a_remedy(hub, name, error, wanted):
     hub.error = error
     message = error_of(name)
     assert wanted in message
-    assert message.endswith(
-        "Give --model_checkpoint a local folder with config.json, vocabulary and weights."
-    )
+    assert message.endswith("Give --model_checkpoint a local folder with config.json, vocabulary and weights.")
 
 
 def test_the_real_hub_client_without_a_network(tmp_path, monkeypatch):

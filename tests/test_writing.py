@@ -10,6 +10,7 @@ import pytest
 import tokenized_dialogs
 from dialog_files import load, warnings_in
 from test_rows import DIALOGS, SIDES, in_every_format, write_lines
+from tokenized_dialogs import dialog, turn
 
 from convai.data.example_world import example_dataset
 from convai.data.formats import read_splits
@@ -18,7 +19,6 @@ from convai.data.store import build_arrays, read_store
 from convai.data.writing import FORMS, convert
 from convai.errors import UserError
 from convai.options import FORM_NAMES
-from tokenized_dialogs import dialog, turn
 from utils import get_dataset
 
 tokenizer = tokenized_dialogs.tokenizer
@@ -75,7 +75,8 @@ def test_the_stores_of_a_data_set_and_of_what_it_was_written_as_are_equal_bytes(
 @pytest.mark.parametrize("content", [
     SIDES,
     '{"dialog": ["hi", "ho", "so ?", "so ."]}\n{"dialog": ["a", "b"]}',
-    '{"conversations": [{"from": "gpt", "value": "first !"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}',
+    '{"conversations": [{"from": "gpt", "value": "first !"}, {"from": "human", "value": "a"}, '
+    '{"from": "gpt", "value": "b"}]}',
     "text:your persona: i row .\\nhi\tlabels:ho\ttepisode_done:False\ntext:so\\n2 lines\tlabels:a|b\tepisode_done:True",
 ])  # fmt: skip
 def test_forms_without_distractors_come_back(tmp_path, form, content, caplog):
@@ -131,11 +132,11 @@ def test_what_is_lost_is_counted_once(tmp_path, form, given, loss, caplog):
 
 
 @pytest.mark.parametrize("given, loss", [
-    (dialog(turn(r"c:\new", candidates=["b"])), "texts with what means something else in ParlAI's text, which get a sp"),
+    (dialog(turn(r"c:\new", candidates=["b"])), "texts with what means something else in ParlAI's text, which get a"),
     (dialog(turn("hi\nyour persona: x", candidates=["b"])), "texts with what means something else in ParlAI's text"),
-    (dialog(turn("a", candidates=["B !", "", "b"])), "distractors that repeat the reply or have no text, which are left"),
+    (dialog(turn("a", candidates=["B !", "", "b"])), "distractors that repeat the reply or have no text, which are"),
     (dialog(turn("a", candidates=["\ud800"])), "texts with halves of characters, which are replaced: 1"),
-    (dialog(turn("a", candidates=["b"]), turn("a", "b", "c", candidates=[" "])), "replies without text, which are left"),
+    (dialog(turn("a", candidates=["b"]), turn("a", "b", "c", candidates=[" "])), "replies without text, which are l"),
 ])  # fmt: skip
 def test_what_parlai_s_text_cannot_hold_is_counted(tmp_path, given, loss, caplog):
     write(tmp_path, "parlai", [given])
@@ -148,8 +149,9 @@ def test_a_half_of_a_character_stands_in_json_as_an_escape(tmp_path):
         assert read_splits(write(tmp_path, form, given))[""] == given
 
 
-TEXTS = ["a", "b c", " a", "", "\n", "x\ny", "\t", "a|b", r"\n", r"\t|", "__PIPE__", "__SILENCE__", "your persona: p",
-         "hi\npartner's persona: q", "A !", "é😀", "\ud800", "\r", "a\rb", "\u2028", "text:x", "1 a", "{", "\x00", "\xa0"]  # fmt: skip
+TEXTS = ["a", "b c", " a", "", "\n", "x\ny", "\t", "a|b", "__PIPE|", r"\n", r"\t|", "__PIPE__", "__SILENCE__", "é😀"]
+TEXTS += ["your persona: p", "hi\npartner's persona: q", "A !", "\ud800", "\r", "a\rb", "\u2028", "text:x", "1 a", "{"]
+TEXTS += ["\x00", "\xa0"]
 
 
 def random_dialog(rng: random.Random) -> dict:
@@ -187,7 +189,7 @@ def test_any_dialog_is_read_back_as_it_was_unless_a_loss_is_counted_and_then_not
         more = Losses()
         again = "".join(FORMS[form].text_of(one, more) for one in found)
         if form != "personachat":
-            assert (again, more.counts.total()) == (text, 0) or losses.counts.total() and more.counts.total() == 0, n
+            assert (again, more.counts.total()) == (text, 0), n
     assert n_whole == 400 if form == "personachat" else n_whole > 10
 
 
@@ -199,7 +201,11 @@ def test_parts_are_one_file_or_a_file_each_which_are_read_as_a_pair_and_as_a_fol
     (one,) = convert(parts, "personachat", tmp_path / "a.json")
     assert one == (tmp_path / "a.json", 4, 6) and read_splits(one.path) == parts
     written = convert(parts, "messages", tmp_path / "new" / "a.jsonl")
-    assert [(path.name, n) for path, n, _ in written] == [("train_a.jsonl", 2), ("valid_a.jsonl", 1), ("test_a.jsonl", 1)]
+    assert [(path.name, n) for path, n, _ in written] == [
+        ("train_a.jsonl", 2),
+        ("valid_a.jsonl", 1),
+        ("test_a.jsonl", 1),
+    ]
     wanted = {"train": DIALOGS[:2], "valid": DIALOGS[2:]}
     assert load(tmp_path / "new") == load(f"{written[0].path},{written[1].path}") == wanted
 
@@ -258,7 +264,9 @@ def test_a_written_file_is_a_line_a_dialog(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     write(tmp_path, "messages", DIALOGS)
     write(tmp_path, "personachat", DIALOGS)
-    assert [json.loads(line)["messages"][-1]["content"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == [
+    assert [
+        json.loads(line)["messages"][-1]["content"] for line in (tmp_path / "a.jsonl").read_text().splitlines()
+    ] == [
         "only my hens .",
         "sleep well !",
         "i row .",

@@ -1,7 +1,7 @@
 """Character cards of versions 1 to 3, as JSON or within a PNG image, into the sentences of a persona.
 
-Version 1 has its fields at the top, later ones in `data`, beside `"spec": "chara_card_v2"` or `"chara_card_v3"`. In a PNG
-the JSON stands in Base64 in a tEXt chunk named `ccv3` or `chara`.
+Version 1 has its fields at the top, later ones in `data`, beside `"spec": "chara_card_v2"` or `"chara_card_v3"`. In a
+PNG the JSON stands in Base64 in a tEXt chunk named `ccv3` or `chara`.
 """
 
 import base64
@@ -117,8 +117,8 @@ def _text_chunks(file: BinaryIO, size: int, path: Path) -> Iterator[tuple[str, b
             file.seek(length - len(start) + 4, 1)
             continue
         if length > MAX_CARD_BYTES:
-            raise UserError(f"{path}: its card takes {length:,} bytes, and {MAX_CARD_BYTES:,} are allowed; give a smaller "
-                            "one.")  # fmt: skip
+            raise UserError(f"{path}: its card takes {length:,} bytes, and {MAX_CARD_BYTES:,} are allowed; give a "
+                            "smaller one.")  # fmt: skip
         content = start + file.read(length - len(start))
         if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(file.read(4)):
             raise UserError(f"{path} is damaged: the checksum of its card is wrong; fetch it again.")

@@ -115,7 +115,9 @@ class PartInspection:
         self._n_tokens += len(tokens)
         self._n_lost += lost_share * len(tokens)
 
-    def _add_example(self, persona: Sequence[str], history: Sequence[str], candidates: Sequence[str], place: Place) -> None:
+    def _add_example(
+        self, persona: Sequence[str], history: Sequence[str], candidates: Sequence[str], place: Place
+    ) -> None:
         self.n_replies += 1
         self.n_openings += not history
         self.candidates[len(candidates)] += 1
@@ -188,7 +190,12 @@ class Inspection:
             for later, earlier, pairs in self.overlaps()
         ]  # fmt: skip
         parts = {name: part.facts() for name, part in self.parts.items()}
-        return {"unit": self.measure.unit, "max_positions": self.measure.max_positions, "parts": parts, "shared": shared}
+        return {
+            "unit": self.measure.unit,
+            "max_positions": self.measure.max_positions,
+            "parts": parts,
+            "shared": shared,
+        }
 
 
 def _with_progress(dialogs: Iterable[Dialog], name: str) -> Iterator[Dialog]:

@@ -4,7 +4,8 @@ Where there are no colours, in pipes and with NO_COLOR, the same in plain text, 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -54,13 +55,16 @@ class Report:
         return table
 
     def _size_rows(self) -> Iterator[tuple[str, list[str]]]:
-        def each(value) -> list[str]:
-            return [str(value(part)) for part in self.parts.values()]
+        def each(value: Callable[[PartInspection], str]) -> list[str]:
+            return [value(part) for part in self.parts.values()]
 
         yield "dialogs", each(lambda part: f"{part.n_dialogs:,}")
         yield "  said more than once", each(lambda part: _share(part.n_repeating("dialogs"), part.n_dialogs))
         yield "  without a persona", each(lambda part: _share(part.n_without_persona, part.n_dialogs))
-        yield "  that share theirs with others", each(lambda part: _share(part.n_repeating("personas"), part.n_personas))
+        yield (
+            "  that share theirs with others",
+            each(lambda part: _share(part.n_repeating("personas"), part.n_personas)),
+        )
         yield "different personas", each(lambda part: f"{part.n_different('personas'):,}")
         yield "  persona sentences", each(lambda part: f"{part.n_different('persona sentences'):,}")
         yield "replies to learn", each(lambda part: f"{part.n_replies:,}")
@@ -73,9 +77,9 @@ class Report:
             yield f"inputs cut to {limit:,} positions", each(lambda part: _share(part.n_cut, part.n_replies))
         for what in CAN_BE_EMPTY:
             if any(part.empty[what].n for part in self.parts.values()):
-                yield f"empty {what}", each(lambda part, what=what: self._empty(part, what))
+                yield f"empty {what}", each(partial(self._empty, what))
 
-    def _empty(self, part: PartInspection, what: str) -> str:
+    def _empty(self, what: str, part: PartInspection) -> str:
         empty = part.empty[what]
         return f"{empty.n:,} (first: {empty.first})" if empty.n else "0"
 
@@ -118,7 +122,9 @@ class Report:
         overlaps = self.inspection.overlaps()
         table = self._table("of these", *(f"in {one.later}, {one.earlier} has" for one in overlaps))
         for what in overlaps[0].shared:
-            table.add_row(what if what not in COMPARED else f"different {what}", *(_of(*one.shared[what]) for one in overlaps))
+            table.add_row(
+                what if what not in COMPARED else f"different {what}", *(_of(*one.shared[what]) for one in overlaps)
+            )
         return table
 
     def first_dialog(self) -> None:

@@ -13,27 +13,36 @@ N_BINS = 60
 COLOURS = ("#33628d", "#c77b30", "#3a9679")
 
 
-def plot_lengths(inspection: Inspection, path: Path) -> None:
-    """Draw them into an image of the kind that its name says; UserError where it cannot be drawn or written."""
+def check_plot(path: Path) -> None:
+    """Raise UserError where no image of that name can be drawn."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError(f"--plot needs the package matplotlib ({error}); `pip install matplotlib`, or leave it "
                         "out.") from error  # fmt: skip
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in canvas.get_supported_filetypes():
+    if _kind(path) not in FigureCanvasAgg.filetypes:
         raise UserError(f"--plot {path}: no image is of this kind; end its name in .png, .svg or .pdf.")
+
+
+def plot_lengths(inspection: Inspection, path: Path) -> None:
+    """Draw them into an image of the kind that its name says; UserError where it cannot be written."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
     for axes, what in zip(figure.subplots(2, 2).flat, MEASURED, strict=True):
         _draw(axes, inspection, what)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=110)
+            figure.savefig(temporary, format=_kind(path), dpi=110)
     except OSError as error:
         raise UserError(f"--plot {path} cannot be written ({disk_reason(error)}).") from error
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower().lstrip(".")
 
 
 def _draw(axes: Any, inspection: Inspection, what: str) -> None:

@@ -10,9 +10,7 @@ from convai.errors import UserError, argument, disk_reason
 from convai.io.files import read_text
 
 _PERSONA_KEYS = frozenset({"personality"})
-_ADVICE = (
-    'a persona in JSON is a list of sentences, or one dialog with the key "personality", or a character card'
-)
+_ADVICE = 'a persona in JSON is a list of sentences, or one dialog with the key "personality", or a character card'
 
 
 def read_persona(path: Path) -> list[str]:

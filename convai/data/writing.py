@@ -121,7 +121,7 @@ def _write(path: Path, parts: Mapping[str, Iterable[Dialog]], form: Form, losses
 def _opened(path: Path, is_packed: bool) -> Iterator[IO[str]]:
     """Open a file for text in UTF-8, packed or not, with line breaks and bytes that are the same everywhere."""
     with open(path, "wb") as raw:
-        binary: IO[bytes] = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if is_packed else raw
+        binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if is_packed else raw
         with io.TextIOWrapper(binary, encoding="utf-8", newline="\n") as text:
             yield text
 
@@ -210,7 +210,9 @@ def _episode(persona: Sequence[str], conversation: Sequence[Exchange], losses: L
         text = "\\n".join([*([] if lines else persona), turn])
         fields = [f"text:{text}", f"labels:{_listed(reply, losses)}"]
         offered = _offered(reply, distractors, losses)
-        fields += [f"label_candidates:{'|'.join(_listed(text, losses) for text in offered)}"] if len(offered) > 1 else []
+        fields += (
+            [f"label_candidates:{'|'.join(_listed(text, losses) for text in offered)}"] if len(offered) > 1 else []
+        )
         lines.append("\t".join(fields))
         unanswered = ""
     losses.counts["turns after a conversation's last reply, which are left out"] += bool(unanswered)
@@ -244,7 +246,7 @@ def _fielded(text: str, losses: Losses) -> str:
     """Return a text as the value of a field."""
     plain = text.strip()
     losses.counts[_SPACES] += plain != text != ""
-    whole = plain if plain.isascii() else plain.encode("utf-8", "replace").decode()
+    whole = re.sub(r"[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", plain)
     losses.counts[_SURROGATES] += whole != plain
     harmless = re.sub(r"(\\)(?=[nt])|(__)(?=PIPE)", r"\1\2 ", whole)
     losses.counts[_MISREAD] += harmless != whole

@@ -1,7 +1,7 @@
 """Text in and out of a chat: line editing, colours and word wrap on a terminal, plain lines elsewhere.
 
-All text of users and models passes `printable` or `plain_line` (io/plain_text.py) before it is shown, so that none of it
-can send commands to the terminal.
+All text of users and models passes `printable` or `plain_line` (io/plain_text.py) before it is shown, so that none of
+it can send commands to the terminal.
 """
 
 import contextlib
