@@ -165,7 +165,7 @@ def test_an_archive_is_fetched_once_and_unpacked(tokenizer, tmp_path, monkeypatc
 
 def test_config(tmp_path):
     with pytest.raises(
-        UserError, match=r"has no config\.json: is it a checkpoint folder\? It needs config\.json, vocab"
+        UserError, match=r"has no config\.json: is it a checkpoint folder\? It needs config\.json, a vocab"
     ):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"n_embd": 16}))
