@@ -30,15 +30,15 @@ def main() -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # whatever is in the data can be written
     if args.to:
-        convert_data(args.dataset_path, *args.to)
+        convert_data(args, *args.to)
     else:
         inspect_data(args)
 
 
-def convert_data(dataset_path: str, form: str, file: str) -> None:
+def convert_data(args: InspectionOptions, form: str, file: str) -> None:
     """Write the dialogs in another form, and say how they are read from there."""
     check_target(form, Path(file))
-    written = convert(find_source(dataset_path).splits(), form, Path(file))
+    written = convert(find_source(args.dataset_path, args.reading()).stream(), form, Path(file))
     for path, n_dialogs, n_replies in written:
         print(f"{path}: {n_dialogs:,} dialogs, {n_replies:,} replies")
     files = [str(path) for path, *_ in written if not path.name.startswith("test_")]
@@ -47,7 +47,7 @@ def convert_data(dataset_path: str, form: str, file: str) -> None:
 
 def inspect_data(args: InspectionOptions) -> None:
     """Show what a reader finds."""
-    source = find_source(args.dataset_path)
+    source = find_source(args.dataset_path, args.reading())
     # These imports take seconds, so they come after all that can be refused without them.
     from convai.data.inspection import Inspection
     from convai.data.inspection_report import Report, console_of
@@ -56,7 +56,7 @@ def inspect_data(args: InspectionOptions) -> None:
     if args.plot:
         check_plot(Path(args.plot))
     measure = choose_measure(args)
-    inspection = Inspection(measure).add(source.splits())
+    inspection = Inspection(measure).add(source.stream())
     if inspection.first is None:
         raise UserError(f"{source.place_of('train')}: there are no dialogs; give other data.")
     if args.plot:

@@ -98,7 +98,8 @@ def load_personas(args: ChatOptions, folder: Path, tokenizer) -> list[list[str]]
     if args.dataset_path:
         from utils import get_dataset
 
-        train = get_dataset(tokenizer, args.dataset_path, args.dataset_cache, split_needed=False)["train"]
+        data = get_dataset(tokenizer, args.dataset_path, args.dataset_cache, False, args.reading())
+        train = data["train"]
         personas = [list(map(tokenizer.decode, train.persona(dialog))) for dialog in range(train.n_dialogs)]
     else:
         stored = folder / "personas.json"

@@ -30,7 +30,7 @@ def main() -> None:
                 f"--vocabulary {args.vocabulary} is one of {tokenizer.family}; give --family {tokenizer.family}."
             )
     else:
-        dialogs = find_source(args.dataset_path).load(split_needed=False)["train"]
+        dialogs = find_source(args.dataset_path, args.reading()).load(split_needed=False)["train"]
         tokenizer = train_vocabulary(utterances(dialogs), args.family, args.vocab_size)
     try:
         tokenizer.save(folder)

@@ -7,12 +7,16 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from convai.data.formats import PERSONACHAT_URL, find_source
+from convai.data.formats import PERSONACHAT_URL, SPLITS, find_source
 from convai.data.inputs import positions
 from convai.data.layouts import TokenNumbers, lay_out
+from convai.data.mixture import AnySplit, Mixture
+from convai.data.reading import AS_BY_DEFAULT
 from convai.data.store import FORMAT_VERSION, DialogSplit, TokenIds, open_or_build
+from convai.data.weighted import weighted_sources
 from convai.io.pretrained import RELEASED_MODEL_URL, locate_finetuned
 from convai.model.tokenization import DialogTokenizer
+from convai.options import ReadingOptions
 from convai.training.run_folder import default_run_folder
 
 __all__ = ["HF_FINETUNED_MODEL", "PERSONACHAT_URL", "build_input_from_segments", "download_pretrained_model",
@@ -23,19 +27,35 @@ IGNORED_LABEL = -100  # what cross-entropy skips
 
 
 def get_dataset(
-    tokenizer: DialogTokenizer, dataset_path: str, dataset_cache: str, split_needed: bool = True
-) -> dict[str, DialogSplit]:
+    tokenizer: DialogTokenizer,
+    dataset_path: str,
+    dataset_cache: str,
+    split_needed: bool = True,
+    options: ReadingOptions = AS_BY_DEFAULT,
+) -> dict[str, AnySplit]:
     """Return the tokenized "train" and "valid" splits of a data set.
 
-    `dataset_path` is "" for PersonaChat (downloaded once), "example" for the embedded set, or any file, pair, folder or
-    URL that formats.find_source reads. `dataset_cache` is the path prefix of the token cache, whose name ends in a hash
-    of data, tokenizer and format version; "" keeps everything in memory. Where no split is needed, a lone dialog will
-    do, and "valid" may be empty. Raises UserError for data that cannot be read.
+    `dataset_path` is "" for PersonaChat (downloaded once), "example" for the embedded set, any file, pair, folder or
+    URL that formats.find_source reads, or several of these (see weighted.py), which have a cache each. `dataset_cache`
+    is the path prefix of the token cache, whose name ends in a hash of data, `options` of reading them, tokenizer and
+    format version; "" keeps everything in memory. Where no split is needed, a lone dialog will do, and "valid" may be
+    empty. Raises UserError for data that cannot be read.
     """
-    source = find_source(dataset_path)
+    if several := weighted_sources(dataset_path):
+        loaded = [tokenized(tokenizer, source.path, dataset_cache, split_needed, options) for source in several]
+        return {name: Mixture(several, [splits[name] for splits in loaded]) for name in SPLITS}
+    return {**tokenized(tokenizer, dataset_path, dataset_cache, split_needed, options)}
+
+
+def tokenized(
+    tokenizer: DialogTokenizer, dataset_path: str, dataset_cache: str, split_needed: bool, options: ReadingOptions
+) -> dict[str, DialogSplit]:
+    """Return the tokenized splits of a single source."""
+    source = find_source(dataset_path, options)
     path = None
     if dataset_cache:
-        key = hashlib.sha256(f"{source.digest()} {tokenizer.fingerprint} {FORMAT_VERSION}".encode()).hexdigest()
+        facts = [source.digest(), tokenizer.fingerprint, FORMAT_VERSION, *options.unlike_defaults()]
+        key = hashlib.sha256(" ".join(map(str, facts)).encode()).hexdigest()
         path = Path(f"{dataset_cache}.{key[:16]}")
     splits = open_or_build(path, tokenizer, lambda: source.load(split_needed))
     if split_needed and not len(splits["valid"]):

@@ -32,7 +32,8 @@ VALID = [
 
 
 def inspected(parts, measure=None) -> Inspection:
-    return Inspection(measure or WordMeasure(max_history=2)).add(parts)
+    stream = ((name, one) for name, dialogs in parts.items() for one in [None, *dialogs])
+    return Inspection(measure or WordMeasure(max_history=2)).add(stream)
 
 
 def test_what_two_parts_hold_and_have_in_common():

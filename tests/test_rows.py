@@ -314,7 +314,7 @@ def test_wrong_messages_are_refused_with_their_line(tmp_path, row, wanted):
 
 @pytest.mark.parametrize("rows, wanted", [
     ([{"text": "hi"}] * 2, "a.jsonl, line 1: its columns are text; needed are personality and utterances, or"),
-    ([GOOD, {"personality": []}], 'a.jsonl: dialog 1, key "utterances" must be a list, not missing or null'),
+    ([GOOD, {"personality": []}], 'a.jsonl, line 2, key "utterances" must be a list, not missing or null'),
     ([{"history": ["a"], "candidates": ["b"]}, {"candidates": ["b"]}], 'line 2, key "history" must be a list of'),
     ([{"history": ["a"], "candidates": []}] * 2, 'line 1, key "candidates" is empty; it needs at least the gold'),
     ([{"history": ["a"], "candidates": ["b"], "conv_id": [1]}] * 2, 'key "conv_id" must be a number or a string'),

@@ -26,9 +26,15 @@ FILES = {"messages": "a.jsonl", "personachat": "a.json", "parlai": "a.txt"}
 by_form = pytest.mark.parametrize("form", FORMS)
 
 
+def stream(parts: dict):
+    for name, dialogs in parts.items():
+        yield name, None
+        yield from ((name, one) for one in dialogs)
+
+
 def write(folder: Path, form: str, dialogs: list[dict]) -> Path:
     folder.mkdir(exist_ok=True)
-    (written,) = convert({"": dialogs}, form, folder / FILES[form])
+    (written,) = convert(stream({"": dialogs}), form, folder / FILES[form])
     return written.path
 
 
@@ -84,7 +90,7 @@ def test_forms_without_distractors_come_back(tmp_path, form, content, caplog):
     dialogs = read_splits(tmp_path / "b")[""]
     caplog.clear()
     assert read_splits(write(tmp_path, form, dialogs)) == {"": [dict(one) for one in dialogs]}
-    wanted = "sides of a conversation, which will not be held out together: 4" if content == SIDES else ""
+    wanted = "conversations whose two sides will no longer be held out together: 2" if content == SIDES else ""
     assert " ".join(warnings_in(caplog)).endswith(wanted) and bool(warnings_in(caplog)) == bool(wanted)
 
 
@@ -198,9 +204,9 @@ def test_any_dialog_is_read_back_as_it_was_unless_a_loss_is_counted_and_then_not
 
 def test_parts_are_one_file_or_a_file_each_which_are_read_as_a_pair_and_as_a_folder(tmp_path):
     parts = {"train": DIALOGS[:2], "valid": DIALOGS[2:], "test": DIALOGS[:1]}
-    (one,) = convert(parts, "personachat", tmp_path / "a.json")
+    (one,) = convert(stream(parts), "personachat", tmp_path / "a.json")
     assert one == (tmp_path / "a.json", 4, 6) and read_splits(one.path) == parts
-    written = convert(parts, "messages", tmp_path / "new" / "a.jsonl")
+    written = convert(stream(parts), "messages", tmp_path / "new" / "a.jsonl")
     assert [(path.name, n) for path, n, _ in written] == [
         ("train_a.jsonl", 2),
         ("valid_a.jsonl", 1),
@@ -213,25 +219,25 @@ def test_parts_are_one_file_or_a_file_each_which_are_read_as_a_pair_and_as_a_fol
 @by_form
 def test_a_name_in_gz_is_of_a_packed_file_that_is_the_same_each_time(tmp_path, form):
     path = tmp_path / f"{FILES[form]}.gz"
-    convert({"": DIALOGS}, form, path)
+    convert(stream({"": DIALOGS}), form, path)
     content = path.read_bytes()
     assert gzip.decompress(content) and read_splits(path) == {"": DIALOGS}
     path.unlink()
-    convert({"": DIALOGS}, form, path)
+    convert(stream({"": DIALOGS}), form, path)
     assert path.read_bytes() == content
 
 
 def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path):
     (tmp_path / "train_a.jsonl").write_text("mine")
     with pytest.raises(UserError, match=r"train_a\.jsonl exists already; choose another name, or remove it"):
-        convert({"train": DIALOGS, "valid": DIALOGS}, "messages", tmp_path / "a.jsonl")
+        convert(stream({"train": DIALOGS, "valid": DIALOGS}), "messages", tmp_path / "a.jsonl")
 
     def broken():
         yield DIALOGS[0]
         raise UserError("line 2 is not JSON")
 
     with pytest.raises(UserError, match="line 2"):
-        convert({"": broken()}, "messages", tmp_path / "b.jsonl")
+        convert(stream({"": broken()}), "messages", tmp_path / "b.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["train_a.jsonl"]
     assert (tmp_path / "train_a.jsonl").read_text() == "mine"
 
@@ -244,19 +250,19 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path):
 ])  # fmt: skip
 def test_names_that_would_not_be_read_are_refused(tmp_path, form, name, reason):
     with pytest.raises(UserError) as refusal:
-        convert({"": DIALOGS}, form, tmp_path / name)
+        convert(stream({"": DIALOGS}), form, tmp_path / name)
     assert reason in str(refusal.value)
 
 
 def test_a_folder_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--to: .* cannot be written"):
-        convert({"": DIALOGS}, "messages", tmp_path / "file" / "a.jsonl")
+        convert(stream({"": DIALOGS}), "messages", tmp_path / "file" / "a.jsonl")
 
 
 def test_the_example_set_through_parlai_is_the_example_set(tmp_path):
     parts = example_dataset(n_train_dialogs=50, n_valid_dialogs=5)
-    convert(parts, "parlai", tmp_path / "a.txt.gz")
+    convert(stream(parts), "parlai", tmp_path / "a.txt.gz")
     assert load(tmp_path) == parts
 
 

@@ -11,6 +11,7 @@ import os
 import random
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from convai.data import example_world
 from convai.data.compressed import has_ending, open_checked, read_data_text
 from convai.data.json_text import parse_csv, parse_json
 from convai.data.parlai_text import parse_parlai
-from convai.data.schema import PART_NAMES, check_parts
+from convai.data.reading import AS_BY_DEFAULT, Reading
+from convai.data.schema import PART_NAMES
 from convai.data.sides import held_out_together
 from convai.data.tables import HUB_PREFIX, INSTALL_DATASETS, Tables, holds_parquet
+from convai.data.weighted import EXAMPLE, PERSONACHAT, weighted_sources
 from convai.errors import UserError, argument
 from convai.io.download import fetch, is_url
+from convai.options import ReadingOptions
 
 PERSONACHAT_URL = "https://s3.amazonaws.com/datasets.huggingface.co/personachat/personachat_self_original.json"
 SPLITS = ("train", "valid")
@@ -31,6 +35,7 @@ HELD_OUT_SHARE = 0.05
 DATA_SEED = 42
 
 Dialog = dict[str, Any]
+PartDialog = tuple[str, Dialog | None]  # the name of a part and a dialog of it; None where there is such a part at all
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,12 @@ class Source(ABC):
     @abstractmethod
     def place_of(self, split: str) -> str:
         """Return the file, folder or name of a split, for messages."""
+
+    def stream(self) -> Iterator[PartDialog]:
+        """Yield (part, None) for each part of the data, then (part, dialog) for its dialogs."""
+        for part, dialogs in self.splits().items():
+            yield part, None
+            yield from ((part, dialog) for dialog in dialogs)
 
     def load(self, split_needed: bool = True) -> dict[str, list[Dialog]]:
         """Return both splits, checked, a part of the dialogs held out where there is no valid; raises UserError.
@@ -78,8 +89,9 @@ class ExampleSource(Source):
 class FileSource(Source):
     """One file with both splits or of which a part is held out, or one file for each split."""
 
-    def __init__(self, paths: list[Path]):
+    def __init__(self, paths: list[Path], options: ReadingOptions = AS_BY_DEFAULT):
         self.paths = paths
+        self.options = options
 
     def digest(self) -> str:
         """Return a hash over the bytes of the files and their roles."""
@@ -91,8 +103,8 @@ class FileSource(Source):
 
     def splits(self) -> dict[str, list[Dialog]]:
         if len(self.paths) == 2:
-            return {name: _only_split(path, name) for name, path in zip(SPLITS, self.paths, strict=True)}
-        return read_splits(self.paths[0])
+            return {name: _only_split(path, name, self.options) for name, path in zip(SPLITS, self.paths, strict=True)}
+        return read_splits(self.paths[0], self.options)
 
     def place_of(self, split: str) -> str:
         return str(self.paths[SPLITS.index(split) if len(self.paths) == 2 else 0])
@@ -101,19 +113,39 @@ class FileSource(Source):
 class TableSource(Source):
     """A data set on the hub or a folder of .parquet files."""
 
-    def __init__(self, dataset_path: str):
-        self.tables = Tables(dataset_path)
+    def __init__(self, dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT):
+        self.tables = Tables(dataset_path, options)
 
     def digest(self) -> str:
         return self.tables.digest()
 
     def splits(self) -> dict[str, list[Dialog]]:
-        splits = self.tables.dialogs()
-        check_parts(splits, self.tables.name)
-        return splits
+        return self.tables.dialogs()
 
     def place_of(self, split: str) -> str:
         return self.tables.name
+
+
+class MixtureSource(Source):
+    """Several sources, the dialogs of each split one source after the other; weights are for training alone."""
+
+    def __init__(self, dataset_path: str, sources: list[Source]):
+        self.name = dataset_path
+        self.sources = sources
+
+    def digest(self) -> str:
+        return hashlib.sha256(" ".join(source.digest() for source in self.sources).encode()).hexdigest()
+
+    def splits(self) -> dict[str, list[Dialog]]:
+        return self.load()
+
+    def place_of(self, split: str) -> str:
+        return self.name
+
+    def load(self, split_needed: bool = True) -> dict[str, list[Dialog]]:
+        """Return both splits, each source's own: one without a valid part holds some of its dialogs out."""
+        loaded = [source.load(split_needed) for source in self.sources]
+        return {name: [dialog for splits in loaded for dialog in splits[name]] for name in SPLITS}
 
 
 def other_ways() -> str:
@@ -125,32 +157,43 @@ def other_ways() -> str:
     )
 
 
-def find_source(dataset_path: str) -> Source:
+def find_source(dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT) -> Source:
     """Return where `--dataset_path` points, downloading URLs: "" is PersonaChat, "example" the embedded set.
 
     Otherwise a file, a URL, a folder with one train* and one valid* file or with .parquet files, TRAIN,VALID (files or
-    URLs), or hub:OWNER/NAME.
+    URLs), hub:OWNER/NAME, or several of these (see weighted.py). `options` say what is made of the rows there.
     """
-    if dataset_path == "example":
+    if several := weighted_sources(dataset_path):
+        return MixtureSource(dataset_path, [find_source(source.path, options) for source in several])
+    if dataset_path == EXAMPLE:
         return ExampleSource()
-    if not dataset_path:
-        return FileSource([fetch(PERSONACHAT_URL, advice=other_ways())])
+    if dataset_path in ("", PERSONACHAT) and not (dataset_path and os.path.exists(dataset_path)):
+        return FileSource([fetch(PERSONACHAT_URL, advice=other_ways())], options)
     if dataset_path.startswith(HUB_PREFIX):
-        return TableSource(dataset_path)
+        return TableSource(dataset_path, options)
     path = os.path.expanduser(dataset_path)
     if os.path.isdir(path):
         if holds_parquet(path):
-            return TableSource(path)
-        return FileSource([_file_of_split(Path(path), split) for split in SPLITS])
+            return TableSource(path, options)
+        return FileSource([_file_of_split(Path(path), split) for split in SPLITS], options)
     parts = [path] if os.path.exists(path) else [part.strip() for part in dataset_path.split(",")]
     if len(parts) > 2 or not all(parts):
         raise UserError(f"{argument('dataset_path')} {dataset_path}: give one file, or two as TRAIN,VALID.")
-    return FileSource([_local(part) for part in parts])
+    return FileSource([_local(part) for part in parts], options)
 
 
-def load_for_evaluation(dataset_path: str) -> tuple[list[Dialog], list[Dialog]]:
-    """Return the dialogs to evaluate on, after those to learn from: the valid split, else test; or all, after none."""
-    splits = find_source(dataset_path).splits()
+def load_for_evaluation(
+    dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT
+) -> tuple[list[Dialog], list[Dialog]]:
+    """Return the dialogs to evaluate on, after those to learn from: the valid split, else test; or all, after none.
+
+    Of several sources those of each are joined.
+    """
+    if several := weighted_sources(dataset_path):
+        loaded = [load_for_evaluation(source.path, options) for source in several]
+        train, valid = ([dialog for dialogs in part for dialog in dialogs] for part in zip(*loaded, strict=True))
+        return train, valid
+    splits = find_source(dataset_path, options).splits()
     chosen = next(name for name in ("valid", "test", "", "train") if name in splits)
     if chosen == "test":
         logger.info("%s has no valid split: its test split is evaluated", dataset_path)
@@ -163,13 +206,16 @@ def load_for_evaluation(dataset_path: str) -> tuple[list[Dialog], list[Dialog]]:
     return splits.get("train", []) if chosen in ("valid", "test") else [], splits[chosen]
 
 
-def read_splits(path: Path) -> dict[str, list[Dialog]]:
+def read_splits(path: Path, options: ReadingOptions = AS_BY_DEFAULT) -> dict[str, list[Dialog]]:
     """Read one file of any format; its splits by name, {"": dialogs} where the file names none."""
-    text = read_data_text(path)
+    text, reading = read_data_text(path), Reading(path, options)
     if has_ending(path, ".json") or text[:1000].lstrip().startswith(("{", "[")):
-        return parse_json(text, path)
-    splits = parse_csv(text, path)
-    return {"": parse_parlai(text, path)} if splits is None else splits
+        splits = parse_json(text, path, reading)
+    else:
+        rows = parse_csv(text, path, reading)
+        splits = {"": parse_parlai(text, path, reading)} if rows is None else rows
+    reading.tell()
+    return splits
 
 
 def _local(path_or_url: str) -> Path:
@@ -195,9 +241,9 @@ def _file_of_split(folder: Path, split: str) -> Path:
     raise UserError(f"{argument('dataset_path')}: {folder} has {problem} named {names}; name the pair as TRAIN,VALID.")
 
 
-def _only_split(path: Path, split: str) -> list[Dialog]:
+def _only_split(path: Path, split: str, options: ReadingOptions) -> list[Dialog]:
     """Return the dialogs of a file that stands for one split: its part of that name, or all it has."""
-    splits = read_splits(path)
+    splits = read_splits(path, options)
     if split not in splits and len(splits) > 1:
         raise UserError(f"{path}: it has the splits {', '.join(splits)}, but no {split}.")
     return splits[split] if split in splits else next(iter(splits.values()))

@@ -6,7 +6,7 @@ Dialogs are gone through one by one. What is kept of them are counts, and hashes
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from convai.data.conversation import Dialog
+from convai.data.formats import PartDialog
 from convai.data.lengths import Lengths, Place
 from convai.data.measures import Measure
 
@@ -163,13 +164,14 @@ class Inspection:
         self.parts: dict[str, PartInspection] = {}
         self.first: Dialog | None = None
 
-    def add(self, parts: Mapping[str, Iterable[Dialog]]) -> "Inspection":
-        """Go through the dialogs of all parts, with progress on a terminal; return self."""
-        for name, dialogs in parts.items():
-            part = self.parts[name] = PartInspection(self.measure)
-            for dialog in _with_progress(dialogs, name or "dialogs"):
+    def add(self, stream: Iterable[PartDialog]) -> "Inspection":
+        """Go through dialogs, as Source.stream yields them, with progress on a terminal; return self."""
+        for name, dialog in tqdm(stream, desc="reading", unit=" dialogs", disable=None, leave=False):
+            if name not in self.parts:
+                self.parts[name] = PartInspection(self.measure)
+            if dialog is not None:
                 self.first = self.first or dialog
-                part.add(dialog)
+                self.parts[name].add(dialog)
         return self
 
     def overlaps(self) -> list[Overlap]:
@@ -196,11 +198,6 @@ class Inspection:
             "parts": parts,
             "shared": shared,
         }
-
-
-def _with_progress(dialogs: Iterable[Dialog], name: str) -> Iterator[Dialog]:
-    total = len(dialogs) if isinstance(dialogs, Sized) else None
-    yield from tqdm(dialogs, total=total, desc=name, unit=" dialogs", disable=None, leave=False)
 
 
 def _letters(text: str) -> str:

@@ -8,11 +8,12 @@ The system's message is the persona. Each of the assistant's turns is a reply to
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from convai.data.conversation import Dialog, Row, Turn, joined, learned, lines_of
-from convai.data.schema import KeyCheck, Losses, kind_of, one_by_one
+from convai.data.reading import Reading
+from convai.data.schema import kind_of, one_by_one
 from convai.data.sentences import split_sentences
 from convai.errors import UserError
 
@@ -37,30 +38,29 @@ class Spoken(NamedTuple):
     turns: list[Turn]
 
 
-def read_messages(rows: Iterable[tuple[str, Row]], keys: KeyCheck, losses: Losses) -> list[Dialog]:
-    """Return the dialogs of rows with `messages`; each comes with its place."""
-    return _read(rows, "messages", keys, losses)
+def read_messages(reading: Reading, place: str, row: Row) -> list[Dialog]:
+    """Return the dialog of a row with `messages`."""
+    return _read(reading, place, row, "messages")
 
 
-def read_sharegpt(rows: Iterable[tuple[str, Row]], keys: KeyCheck, losses: Losses) -> list[Dialog]:
-    """Return the dialogs of rows with `conversations`; each comes with its place."""
-    return _read(rows, "conversations", keys, losses)
+def read_sharegpt(reading: Reading, place: str, row: Row) -> list[Dialog]:
+    """Return the dialog of a row with `conversations`."""
+    return _read(reading, place, row, "conversations")
 
 
-def _read(rows: Iterable[tuple[str, Row]], key: str, keys: KeyCheck, losses: Losses) -> list[Dialog]:
-    dialogs = []
-    for place, row in rows:
-        keys.check(row, frozenset({key}), place)
-        spoken = spoken_in(row.get(key), f'{place}, key "{key}"', keys, losses)
-        dialogs += learned(spoken.persona, joined(spoken.turns, losses), losses)
-    return dialogs
+def _read(reading: Reading, place: str, row: Row, key: str) -> list[Dialog]:
+    reading.keys.check(row, frozenset({key}), place)
+    spoken = spoken_in(reading, row.get(key), f'{place}, key "{key}"')
+    return learned(spoken.persona, joined(spoken.turns, reading.losses), reading.losses)
 
 
-def spoken_in(value: Any, place: str, keys: KeyCheck, losses: Losses) -> Spoken:
+def spoken_in(reading: Reading, value: Any, place: str) -> Spoken:
     """Return persona and turns of a list of messages in either naming; UserError, naming the place, where it is none.
 
-    Messages of other roles are counted as lost, and so are the system's that come after the first turn.
+    Messages of other roles are counted as lost, and so are the system's that come after the first turn or, where that
+    is no persona, all of them.
     """
+    lost = reading.losses.counts
     messages = one_by_one(value)
     if not isinstance(messages, list):
         raise UserError(f"{place} must be a list of messages, not {kind_of(messages)}.")
@@ -70,14 +70,14 @@ def spoken_in(value: Any, place: str, keys: KeyCheck, losses: Losses) -> Spoken:
         if not isinstance(message, dict):
             raise UserError(f"{where} must be an object, not {kind_of(message)}.")
         names = _SHAREGPT if _SHAREGPT.role in message else _MESSAGE
-        keys.check(message, frozenset(names), where)
+        reading.keys.check(message, frozenset(names), where)
         role = message.get(names.role)
         if not isinstance(role, str):
             raise UserError(f'{where}, key "{names.role}" must be a string, one of {", ".join(_ROLES)}, not '
                             f"{kind_of(role)}.")  # fmt: skip
         known = _ROLES.get(role.strip().lower())
         if known is None:
-            losses.counts[f'messages of the role "{role}", which are left out'] += 1
+            lost[f'messages of the role "{role}", which are left out'] += 1
             continue
         text = message.get(names.text)
         if text is None and known == _ASSISTANT:
@@ -87,7 +87,9 @@ def spoken_in(value: Any, place: str, keys: KeyCheck, losses: Losses) -> Spoken:
         if known != _SYSTEM:
             spoken.turns.append(Turn(known == _ASSISTANT, text))
         elif spoken.turns:
-            losses.counts["messages of the system after the first turn, which are left out"] += 1
+            lost["messages of the system after the first turn, which are left out"] += 1
+        elif reading.options.persona_from == "none":
+            lost["messages of the system, which are left out as they are no persona here"] += 1
         else:
             spoken.persona.extend(_sentences(text))
     return spoken

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from convai.data.reading import Reading
 from convai.data.same_reply import is_gold
 from convai.data.schema import Losses, key_meant
 from convai.errors import UserError
@@ -27,6 +28,7 @@ _NUMBERED_LINE = re.compile(r"(\d{1,9}) (.*)")
 _PERSONA_LINE = re.compile(r"(your|partner's) persona:(.*)", re.IGNORECASE)
 _FIELDS = ("text", "labels", "eval_labels", "label_candidates", "episode_done")
 _NAMED_LINE = re.compile(r"(?:text|labels|eval_labels|label_candidates|episode_done|id|reward):")
+_LAST_LINE = re.compile(r"(?:^|\t)\s*episode_done\s*:\s*(?:true|1)\s*(?:\t|$)", re.IGNORECASE)
 
 SILENCE = "__SILENCE__"  # ParlAI's name for what was said before a dialog's first reply, where that was nothing
 
@@ -43,19 +45,48 @@ class _Message(NamedTuple):
     offered: list[str]  # candidates, with or without the replies
 
 
-def parse_parlai(text: str, path: Path) -> list[dict[str, Any]]:
-    """Return the dialogs of a text in either format, told apart by its first line; UserError names file and line."""
+def parse_parlai(text: str, path: Path, reading: Reading) -> list[dict[str, Any]]:
+    """Return the dialogs of a text in either format, told apart by its first line; UserError names file and line.
+
+    Where bad rows are skipped, that is the whole dialog of a line with a fault.
+    """
     lines = [(n, line.rstrip("\r")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    losses = Losses()
-    read = _named_messages if lines and _NAMED_LINE.match(lines[0][1]) else _numbered_messages
-    dialogs = list(_dialogs(read(lines, path, losses), path, losses))
-    losses.tell(path)
+    is_named = bool(lines and _NAMED_LINE.match(lines[0][1]))
+    has_candidates = any(any(field.strip() for field in line.split("\t")[3:4]) for _, line in lines)
+
+    def dialog_of(reading: Reading, lines: Sequence[Line]) -> list[dict[str, Any]]:
+        if is_named:
+            return list(_dialogs(_named_messages(lines, path, reading.losses), path, reading.losses))
+        return list(_dialogs(_numbered_messages(lines, path, reading.losses, has_candidates), path, reading.losses))
+
+    dialogs = []
+    for one in _lines_of_dialogs(lines, is_named):
+        found = reading.attempt(dialog_of, one)
+        reading.n_read += found is not None
+        dialogs += found or []
     return dialogs
 
 
-def _numbered_messages(lines: Sequence[Line], path: Path, losses: Losses) -> Iterator[_Message]:
-    has_candidates = any(any(field.strip() for field in line.split("\t")[3:4]) for _, line in lines)
+def _lines_of_dialogs(lines: Iterable[Line], is_named: bool) -> Iterator[list[Line]]:
+    """Yield the lines of each dialog; one without a number belongs to the dialog that it stands in."""
+    group: list[Line] = []
+    previous: int | None = None
+    for n_line, line in lines:
+        if not is_named and (match := _NUMBERED_LINE.fullmatch(line)):
+            # A number that is no higher starts a new dialog.
+            if group and previous is not None and int(match[1]) <= previous:
+                yield group
+                group = []
+            previous = int(match[1])
+        group.append((n_line, line))
+        if is_named and _LAST_LINE.search(line):
+            yield group
+            group = []
+    if group:
+        yield group
 
+
+def _numbered_messages(lines: Sequence[Line], path: Path, losses: Losses, has_candidates: bool) -> Iterator[_Message]:
     def alternatives(field: str) -> list[str]:
         return _stripped(field.split("|") if has_candidates else [field])
 

@@ -6,35 +6,28 @@ Each of the three is a string or a list of messages. Where `chosen` and `rejecte
 prompt may be left out, or stand in both.
 """
 
-from collections.abc import Iterable
-
 from convai.data.conversation import Dialog, Row, Turn, joined
 from convai.data.messages import Spoken, spoken_in
-from convai.data.schema import KeyCheck, Losses
+from convai.data.reading import Reading
+from convai.data.schema import Losses
 from convai.errors import UserError
 
 PREFERENCE_KEYS = frozenset({"prompt", "chosen", "rejected"})
 
 
-def read_preferences(rows: Iterable[tuple[str, Row]], keys: KeyCheck, losses: Losses) -> list[Dialog]:
-    """Return a dialog of one reply for each row; each comes with its place."""
-    return [_dialog(row, place, keys, losses) for place, row in rows]
-
-
-def _dialog(row: Row, place: str, keys: KeyCheck, losses: Losses) -> Dialog:
-    keys.check(row, PREFERENCE_KEYS, place)
+def read_preferences(reading: Reading, place: str, row: Row) -> list[Dialog]:
+    """Return a row's dialog, which has one reply."""
+    reading.keys.check(row, PREFERENCE_KEYS, place)
     prompt = Spoken([], [])
     if row.get("prompt") is not None:
-        prompt = _spoken(row, "prompt", place, keys, losses)
-    chosen, rejected = (
-        _after(prompt, _spoken(row, key, place, keys, losses), key, place) for key in ("chosen", "rejected")
-    )
+        prompt = _spoken(reading, row, "prompt", place)
+    chosen, rejected = (_after(prompt, _spoken(reading, row, key, place), key, place) for key in ("chosen", "rejected"))
     if (chosen.persona, chosen.turns[:-1]) != (rejected.persona, rejected.turns[:-1]):
         raise UserError(f'{place}: "chosen" and "rejected" differ before their last replies; give both the same '
                         'conversation, or put it into "prompt".')  # fmt: skip
     *history, gold = [turn.text for turn in chosen.turns]
     utterance = {"history": history, "candidates": [rejected.turns[-1].text, gold]}
-    return {"personality": chosen.persona, "utterances": [utterance]}
+    return [{"personality": chosen.persona, "utterances": [utterance]}]
 
 
 def _after(prompt: Spoken, spoken: Spoken, key: str, place: str) -> Spoken:
@@ -49,9 +42,9 @@ def _after(prompt: Spoken, spoken: Spoken, key: str, place: str) -> Spoken:
     return Spoken(spoken.persona or prompt.persona, turns)
 
 
-def _spoken(row: Row, key: str, place: str, keys: KeyCheck, losses: Losses) -> Spoken:
+def _spoken(reading: Reading, row: Row, key: str, place: str) -> Spoken:
     value = row.get(key)
     if isinstance(value, str):
-        return Spoken([], joined([Turn(key != "prompt", value)], losses))
-    persona, turns = spoken_in(value, f'{place}, key "{key}"', keys, losses)
-    return Spoken(persona, joined(turns, losses))
+        return Spoken([], joined([Turn(key != "prompt", value)], reading.losses))
+    persona, turns = spoken_in(reading, value, f'{place}, key "{key}"')
+    return Spoken(persona, joined(turns, reading.losses))

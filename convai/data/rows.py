@@ -4,20 +4,19 @@ A row may be a line or an element of JSON (json_text.py), a line of CSV, or a ro
 are an idea of their own have their modules: messages.py, preferences.py, sides.py.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from convai.data.conversation import Dialog, Row, Turn, joined, learned
 from convai.data.messages import read_messages, read_sharegpt
 from convai.data.preferences import read_preferences
-from convai.data.schema import KeyCheck, Losses, check_strings, key_meant, kind_of, one_by_one
+from convai.data.reading import Reading
+from convai.data.schema import check_dialog, check_strings, key_meant, kind_of, one_by_one
 from convai.data.sides import CONVERSATION, PERSONAS, read_sides
 from convai.errors import UserError, argument
 
 REPLY_KEYS = frozenset({"personality", "history", "candidates", "conv_id", "utterance_idx"})
-
-PlacedRows = Iterable[tuple[str, Row]]  # each with its place, for messages
 
 
 class Layout(NamedTuple):
@@ -25,7 +24,7 @@ class Layout(NamedTuple):
 
     needed: frozenset[str]  # the keys that it is recognised by
     shown: str  # the same in words
-    read: Callable[[PlacedRows, KeyCheck, Losses], list[Dialog]]
+    read: Callable[[Reading, str, Row], list[Dialog]]  # one row, given its place; UserError names it
 
 
 def layout_of_rows(columns: Collection[str]) -> Layout | None:
@@ -49,55 +48,57 @@ def unknown_layout(columns: Iterable[str], where: Path | str) -> UserError:
                      f"{shown}{hint or '.'}")  # fmt: skip
 
 
-def place_of_row(where: Path | str, part: str, number: int) -> str:
-    return f"{where}: {part} row {number}" if part else f"{where}: row {number}"
+def place_of_row(where: Path | str, part: str, number: int, kind: str = "row") -> str:
+    return f"{where}: {part} {kind} {number}" if part else f"{where}: {kind} {number}"
 
 
-def checked_rows(rows: PlacedRows) -> PlacedRows:
-    """Yield the rows; UserError for what is no object."""
-    for place, row in rows:
+def read_rows(rows: Iterable[tuple[str, Any]], reading: Reading, layout: Layout | None = None) -> Iterator[Dialog]:
+    """Yield the dialogs that rows make up, by the layout given or that of the first row.
+
+    A row with a fault raises UserError, or is skipped and counted, as the reading's options say.
+    """
+
+    def of_one(reading: Reading, place: str, row: Any) -> list[Dialog]:
+        nonlocal layout
         if not isinstance(row, dict):
             raise UserError(f"{place} must be an object, not {kind_of(row)}.")
-        yield place, row
+        layout = layout or layout_of_rows(row)
+        if layout is None:
+            raise unknown_layout(row, place)
+        return layout.read(reading, place, row)
 
-
-def _read_dialogs(rows: PlacedRows, keys: KeyCheck, losses: Losses) -> list[Dialog]:
-    return [row | {"utterances": one_by_one(row.get("utterances"))} for _, row in rows]
-
-
-def _read_plain(rows: PlacedRows, keys: KeyCheck, losses: Losses) -> list[Dialog]:
-    """Return dialogs of which the turns are all there is: every second one is a reply."""
-    dialogs = []
-    for place, row in rows:
-        keys.check(row, frozenset({"dialog"}), place)
-        check_strings(row.get("dialog"), f'{place}, key "dialog"')
-        # Only texts that are empty could bring two turns of one speaker together; these join as elsewhere.
-        turns = joined((Turn(number % 2 == 1, text) for number, text in enumerate(row["dialog"])), losses)
-        dialogs += learned([], turns, losses)
-    return dialogs
-
-
-def _join_replies(rows: PlacedRows, keys: KeyCheck, losses: Losses) -> list[Dialog]:
-    """Return the dialogs that rows of one reply each make up, in the order of their first rows.
-
-    A row without `conv_id` is a dialog by itself, one without `utterance_idx` comes first.
-    """
-    dialogs: dict[Any, list[Row]] = {}
+    replies: dict[Any, list[Row]] = {}
     for number, (place, row) in enumerate(rows):
-        _check_reply(row, place, keys)
+        found = reading.attempt(of_one, place, row)
+        if found is None:
+            continue
+        reading.n_read += 1
+        if layout is not REPLY_LAYOUT:
+            yield from found
+            continue
         conversation = row.get("conv_id")
-        dialogs.setdefault(("row", number) if conversation is None else conversation, []).append(row)
-    found = []
-    for replies in dialogs.values():
-        replies.sort(key=lambda row: row.get("utterance_idx") or 0)
-        utterances = [{"history": row["history"], "candidates": row["candidates"]} for row in replies]
-        persona: list[str] = next((row["personality"] for row in replies if row.get("personality")), [])
-        found.append({"personality": persona, "utterances": utterances})
-    return found
+        replies.setdefault(("row", number) if conversation is None else conversation, []).extend(found)
+    yield from map(_joined_replies, replies.values())
 
 
-def _check_reply(row: Row, place: str, keys: KeyCheck) -> None:
-    keys.check(row, REPLY_KEYS, place)
+def _read_dialog(reading: Reading, place: str, row: Row) -> list[Dialog]:
+    dialog = row | {"utterances": one_by_one(row.get("utterances"))}
+    check_dialog(dialog, place, reading.keys)
+    return [dialog]
+
+
+def _read_plain(reading: Reading, place: str, row: Row) -> list[Dialog]:
+    """Return a dialog of which the turns are all there is: every second one is a reply."""
+    reading.keys.check(row, frozenset({"dialog"}), place)
+    check_strings(row.get("dialog"), f'{place}, key "dialog"')
+    # Only texts that are empty could bring two turns of one speaker together; these join as elsewhere.
+    turns = joined((Turn(number % 2 == 1, text) for number, text in enumerate(row["dialog"])), reading.losses)
+    return learned([], turns, reading.losses)
+
+
+def _read_reply(reading: Reading, place: str, row: Row) -> list[Row]:
+    """Return a row of one reply as it is, checked, which _joined_replies takes."""
+    reading.keys.check(row, REPLY_KEYS, place)
     for key in ("history", "candidates"):
         check_strings(row.get(key), f'{place}, key "{key}"')
     if not row["candidates"]:
@@ -108,13 +109,24 @@ def _check_reply(row: Row, place: str, keys: KeyCheck) -> None:
         raise UserError(f'{place}, key "conv_id" must be a number or a string, not {kind_of(row["conv_id"])}.')
     if not isinstance(row.get("utterance_idx"), int | float | None):
         raise UserError(f'{place}, key "utterance_idx" must be a number, not {kind_of(row["utterance_idx"])}.')
+    return [row]
 
 
-DIALOG_LAYOUT = Layout(frozenset({"utterances"}), "personality and utterances", _read_dialogs)
+def _joined_replies(replies: list[Row]) -> Dialog:
+    """Return the dialog that its rows of one reply each make up; one without `utterance_idx` comes first."""
+    replies.sort(key=lambda row: row.get("utterance_idx") or 0)
+    utterances = [{"history": row["history"], "candidates": row["candidates"]} for row in replies]
+    persona: list[str] = next((row["personality"] for row in replies if row.get("personality")), [])
+    return {"personality": persona, "utterances": utterances}
+
+
+DIALOG_LAYOUT = Layout(frozenset({"utterances"}), "personality and utterances", _read_dialog)
+# Rows of equal `conv_id` make up a dialog, in the order of the first ones; without it a row is a dialog by itself.
+REPLY_LAYOUT = Layout(frozenset({"history", "candidates"}), "personality, history and candidates", _read_reply)
 # In the order of recognition: preference sets often carry the messages once more.
 LAYOUTS = (
     DIALOG_LAYOUT,
-    Layout(frozenset({"history", "candidates"}), "personality, history and candidates", _join_replies),
+    REPLY_LAYOUT,
     Layout(frozenset({"chosen", "rejected"}), "prompt, chosen and rejected", read_preferences),
     Layout(frozenset({"messages"}), "messages", read_messages),
     Layout(frozenset({"conversations"}), "conversations", read_sharegpt),

@@ -134,17 +134,6 @@ class KeyCheck:
             logger.warning("%s: ignored, as no such keys are known: %s", self.where, named)
 
 
-def check_parts(parts: Mapping[str, Any], where: Path | str) -> None:
-    """Raise UserError, naming the place, where parsed data are not of the schema; fill in missing personalities."""
-    keys = KeyCheck(where)
-    for name, dialogs in parts.items():
-        if not isinstance(dialogs, list):
-            raise UserError(f'{where}: "{name}" must be a list of dialogs, not {kind_of(dialogs)}.')
-        for number, dialog in enumerate(dialogs):
-            check_dialog(dialog, f"{where}: {name} dialog {number}" if name else f"{where}: dialog {number}", keys)
-    keys.tell()
-
-
 def check_dialog(dialog: Any, where: str, keys: KeyCheck) -> None:
     """Raise UserError, naming the place, where a parsed dialog is not of the schema; fill in a missing personality."""
     if not isinstance(dialog, dict):

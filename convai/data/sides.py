@@ -1,19 +1,21 @@
-r"""Conversations of two people with a persona each, as in Synthetic-Persona-Chat: two dialogs, one of each side.
+r"""Conversations of two people with a persona each, as in Synthetic-Persona-Chat: a dialog of each side, or of one.
 
 user 1 personas,user 2 personas,Best Generated Conversation
 "I bake.\nI am tall.","I ski.","User 1: Hello!\nUser 2: Hi, do you ski?\nUser 1: I bake."
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from convai.data.conversation import Dialog, Row, Turn, joined, learned, lines_of
-from convai.data.schema import KeyCheck, Losses, kind_of
+from convai.data.reading import Reading
+from convai.data.schema import Losses, kind_of
 from convai.errors import UserError
 
 CONVERSATION = "Best Generated Conversation"
 PERSONAS = ("user 1 personas", "user 2 personas")
+_SPEAKERS = {"first": (1,), "second": (2,), "both": (1, 2)}
 _SPEAKER = re.compile(r"User ?([12]) ?:(.*)", re.IGNORECASE)
 
 
@@ -23,21 +25,22 @@ class Side(dict[str, Any]):
     conversation = ""
 
 
-def read_sides(rows: Iterable[tuple[str, Row]], keys: KeyCheck, losses: Losses) -> list[Dialog]:
-    """Return the dialogs of both sides of each row's conversation; each row comes with its place."""
+def read_sides(reading: Reading, place: str, row: Row) -> list[Dialog]:
+    """Return the dialogs of the chosen sides of a row's conversation."""
+    reading.keys.check(row, frozenset({*PERSONAS, CONVERSATION}), place)
+    said = _said(_text(row, CONVERSATION, place), place)
+    personas = [lines_of(_text(row, column, place)) for column in PERSONAS]
+    speakers = _SPEAKERS[reading.options.sides]
     dialogs: list[Dialog] = []
-    for place, row in rows:
-        keys.check(row, frozenset({*PERSONAS, CONVERSATION}), place)
-        said = _said(_text(row, CONVERSATION, place), place)
-        for speaker, column in enumerate(PERSONAS, start=1):
-            persona = lines_of(_text(row, column, place))
-            # What is lost is counted on one side: the other has the same turns, and replies to the last one.
-            counted = losses if speaker == 1 else Losses()
-            turns = joined([Turn(by == speaker, text) for by, text in said], counted)
-            for dialog in learned(persona, turns, Losses() if len(turns) > 1 else losses):
-                side = Side(dialog)
-                side.conversation = place
-                dialogs.append(side)
+    for speaker in speakers:
+        # What is lost is counted on one side: the other has the same turns, and replies to the last one.
+        counted = reading.losses if speaker == speakers[0] else Losses()
+        turns = joined([Turn(by == speaker, text) for by, text in said], counted)
+        is_answered = len(speakers) > 1 and len(turns) > 1
+        for dialog in learned(personas[speaker - 1], turns, Losses() if is_answered else reading.losses):
+            side = Side(dialog)
+            side.conversation = place
+            dialogs.append(side)
     return dialogs
 
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from convai.data.conversation import Dialog
-from convai.data.rows import layout_of_rows, place_of_row, unknown_layout
-from convai.data.schema import KeyCheck, Losses, Strings, name_parts, part_of_name
+from convai.data.reading import AS_BY_DEFAULT, Reading
+from convai.data.rows import DIALOG_LAYOUT, layout_of_rows, place_of_row, read_rows, unknown_layout
+from convai.data.schema import Strings, name_parts, part_of_name
 from convai.errors import UserError, argument, one_line
+from convai.options import ReadingOptions
 
 HUB_PREFIX = "hub:"
 # From 4.0 on the package reads no scripts out of data sets, so no foreign code is run.
@@ -29,8 +31,9 @@ logger = logging.getLogger(__name__)
 class Tables:
     """The splits of a data set on the hub (`hub:OWNER/NAME`) or of a folder with .parquet files."""
 
-    def __init__(self, dataset_path: str):
+    def __init__(self, dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT):
         self.name = dataset_path
+        self.options = options
 
     @cached_property
     def _splits(self) -> Any:
@@ -64,10 +67,9 @@ class Tables:
         splits = dict(self._splits)
         is_lone = len(splits) == 1 and not any(map(part_of_name, splits))
         tables = {"": next(iter(splits.values()))} if is_lone else name_parts(splits, self.name)
-        keys, losses = KeyCheck(self.name), Losses()
-        dialogs = {split: _read(table, self.name, split, keys, losses) for split, table in tables.items()}
-        keys.tell()
-        losses.tell(self.name)
+        reading = Reading(self.name, self.options)
+        dialogs = {split: _read(table, split, reading) for split, table in tables.items()}
+        reading.tell()
         return dialogs
 
 
@@ -93,10 +95,11 @@ def _files_by_part(name: str) -> dict[str, dict[str, list[str]]]:
     return {"data_files": parts} if "eval" in words else {}
 
 
-def _read(table: Any, where: str, split: str, keys: KeyCheck, losses: Losses) -> list[Dialog]:
+def _read(table: Any, split: str, reading: Reading) -> list[Dialog]:
     layout = layout_of_rows(table.column_names)
     if layout is None:
-        raise unknown_layout(table.column_names, where)
+        raise unknown_layout(table.column_names, reading.where)
     strings = Strings()
-    rows = ((place_of_row(where, split, number), strings.share(row)) for number, row in enumerate(table))
-    return layout.read(rows, keys, losses)
+    kind = "dialog" if layout is DIALOG_LAYOUT else "row"
+    rows = ((place_of_row(reading.where, split, n, kind), strings.share(row)) for n, row in enumerate(table))
+    return list(read_rows(rows, reading, layout))

@@ -7,19 +7,23 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
 from convai.data.conversation import Dialog, Turn, joined, learned
 from convai.data.exchanges import Exchange, conversations_of
+from convai.data.formats import PartDialog
 from convai.data.messages import messages_of
 from convai.data.parlai_text import SILENCE
 from convai.data.same_reply import normalize_answer
-from convai.data.schema import Losses
+from convai.data.schema import PART_NAMES, Losses
 from convai.errors import UserError, disk_reason
 from convai.io.files import atomic_write
 
@@ -29,7 +33,7 @@ _BROKEN_SENTENCES = "line breaks within persona sentences, which become spaces"
 _NO_REPLY_TEXT = "replies without text, which are left out"
 _MISREAD = "texts with what means something else in ParlAI's text, which get a space within"
 _TWINS = "distractors that repeat the reply or have no text, which are left out"
-_SIDES = "sides of a conversation, which will not be held out together"
+_SIDES = "conversations whose two sides will no longer be held out together"
 _SURROGATES = "texts with halves of characters, which are replaced"
 
 
@@ -49,23 +53,55 @@ class Form(NamedTuple):
     misread_endings: tuple[str, ...] = ()  # of files that are taken for another form by their names
 
 
-def convert(parts: Mapping[str, Iterable[Dialog]], form_name: str, path: Path) -> list[Written]:
-    """Write the parts of a data set ("" where it names none) in a form of FORMS, and tell what it cannot hold.
+@dataclass
+class _PartFile:
+    """Where the dialogs of a part are written, and how many there are."""
+
+    path: Path
+    file: IO[str]
+    n_dialogs: int = 0
+    n_replies: int = 0
+
+    def add(self, dialog: Dialog, text: str, joint: str) -> None:
+        self.file.write(f"{joint}{text}" if self.n_dialogs else text)
+        self.n_dialogs += 1
+        self.n_replies += len(dialog["utterances"])
+
+
+def convert(stream: Iterable[PartDialog], form_name: str, path: Path) -> list[Written]:
+    """Write dialogs, as Source.stream yields them, in a form of FORMS; return the files, and tell what is lost.
 
     Of a form without parts each named part is a file of its own, the part's name before that of `path`. A name that
     ends in .gz is of a compressed file. Raises UserError where there is such a file already, or none can be written.
     """
-    form = FORMS[form_name]
     check_target(form_name, path)
-    files = {path: parts} if form.has_parts else {path_of_part(path, name): {name: parts[name]} for name in parts}
-    for file in files:
-        check_is_new(file)
-    losses = Losses()
-    written = [_write(file, contents, form, losses) for file, contents in files.items()]
+    form, losses = FORMS[form_name], Losses()
+    parts: dict[str, _PartFile] = {}
+    conversation = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            for part, dialog in tqdm(stream, desc=path.name, unit=" dialogs", disable=None, leave=False):
+                if part not in parts:
+                    file_of_part = path if form.has_parts else path_of_part(path, part)
+                    opened = _scratch_file(path.parent) if form.has_parts else _new_file(file_of_part)
+                    parts[part] = _PartFile(file_of_part, stack.enter_context(opened))
+                if dialog is not None:
+                    if text := form.text_of(dialog, losses):
+                        parts[part].add(dialog, text, ",\n" if form.has_parts else "")
+                    # Both sides of a conversation, one after the other, are held out together where they are read from.
+                    other, conversation = conversation, getattr(dialog, "conversation", None)
+                    losses.counts[_SIDES] += conversation is not None and conversation == other
+            if form.has_parts:
+                _join(path, parts)
+    except OSError as error:
+        raise UserError(f"--to: {path} cannot be written ({disk_reason(error)}).") from error
     if "valid" in parts:  # nothing is yet to be held out
         del losses.counts[_SIDES]
     losses.tell(path)
-    return written
+    if form.has_parts:
+        return [Written(path, sum(p.n_dialogs for p in parts.values()), sum(p.n_replies for p in parts.values()))]
+    return [Written(part.path, part.n_dialogs, part.n_replies) for part in parts.values()]
 
 
 def check_target(form_name: str, path: Path) -> None:
@@ -79,12 +115,10 @@ def check_target(form_name: str, path: Path) -> None:
                             ".txt say.")  # fmt: skip
     if path.is_dir():
         raise UserError(f"--to: {path} is a folder; name a file in it.")
-    check_is_new(path)
-
-
-def check_is_new(path: Path) -> None:
-    if path.exists():
-        raise UserError(f"--to: {path} exists already; choose another name, or remove it.")
+    for part in ("", *([] if FORMS[form_name].has_parts else PART_NAMES)):
+        file = path_of_part(path, part)
+        if file.exists():
+            raise UserError(f"--to: {file} exists already; choose another name, or remove it.")
 
 
 def path_of_part(path: Path, part: str) -> Path:
@@ -92,54 +126,35 @@ def path_of_part(path: Path, part: str) -> Path:
     return path.with_name(f"{part}_{path.name}") if part else path
 
 
-def _write(path: Path, parts: Mapping[str, Iterable[Dialog]], form: Form, losses: Losses) -> Written:
-    counted = {"dialogs": 0, "replies": 0}
-
-    def texts(dialogs: Iterable[Dialog]) -> Iterator[str]:
-        n_dialogs = len(dialogs) if isinstance(dialogs, Sized) else None
-        for dialog in tqdm(dialogs, total=n_dialogs, desc=path.name, unit=" dialogs", disable=None, leave=False):
-            text = form.text_of(dialog, losses)
-            losses.counts[_SIDES] += hasattr(dialog, "conversation")
-            if text:
-                counted["dialogs"] += 1
-                counted["replies"] += len(dialog["utterances"])
-                yield text
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary, _opened(temporary, is_packed=path.suffix.lower() == ".gz") as file:
-            if form.has_parts:
-                file.writelines(_object_of_parts({name: texts(dialogs) for name, dialogs in parts.items()}))
-            else:
-                file.writelines(text for dialogs in parts.values() for text in texts(dialogs))
-    except OSError as error:
-        raise UserError(f"--to: {path} cannot be written ({disk_reason(error)}).") from error
-    return Written(path, counted["dialogs"], counted["replies"])
-
-
 @contextmanager
-def _opened(path: Path, is_packed: bool) -> Iterator[IO[str]]:
-    """Open a file for text in UTF-8, packed or not, with line breaks and bytes that are the same everywhere."""
-    with open(path, "wb") as raw:
+def _new_file(path: Path) -> Iterator[IO[str]]:
+    """Open what becomes `path` at the end of the block, packed where its name says so, the same bytes everywhere."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as raw:
+        is_packed = path.suffix.lower() == ".gz"
         binary = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if is_packed else raw
         with io.TextIOWrapper(binary, encoding="utf-8", newline="\n") as text:
             yield text
 
 
+def _scratch_file(folder: Path) -> IO[str]:
+    return TemporaryFile("w+", encoding="utf-8", newline="\n", dir=folder)
+
+
 # PersonaChat's JSON
 
 
-def _object_of_parts(texts: Mapping[str, Iterator[str]]) -> Iterator[str]:
-    """Yield the text of an array of dialogs or, where they have names, of an object of such arrays."""
-    is_lone = texts.keys() == {""}
-    yield "" if is_lone else "{"
-    for number, (name, dialogs) in enumerate(texts.items()):
-        yield ",\n" if number else ""
-        yield "[" if is_lone else f"{json.dumps(name)}: ["
-        for n_before, text in enumerate(dialogs):
-            yield f",\n{text}" if n_before else f"\n{text}"
-        yield "\n]"
-    yield "\n" if is_lone else "}\n"
+def _join(path: Path, parts: Mapping[str, _PartFile]) -> None:
+    """Write an array of dialogs or, where parts have names, an object of such arrays."""
+    is_lone = parts.keys() == {""}
+    with _new_file(path) as file:
+        file.write("" if is_lone else "{")
+        for number, (name, part) in enumerate(parts.items()):
+            file.write(",\n" if number else "")
+            file.write("[\n" if is_lone else f"{json.dumps(name)}: [\n")
+            part.file.seek(0)
+            shutil.copyfileobj(part.file, file)
+            file.write("\n]")
+        file.write("\n" if is_lone else "}\n")
 
 
 def _personachat(dialog: Dialog, losses: Losses) -> str:

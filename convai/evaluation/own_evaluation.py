@@ -55,7 +55,7 @@ class OwnEvaluation:
         self.rank_by = args.rank_by
         self.ranking: Ranking | None = None  # known once the candidates of all examples are
         self.seed = args.sampling_seed
-        self.train, self.valid = load_for_evaluation(args.dataset_path)
+        self.train, self.valid = load_for_evaluation(args.dataset_path, args.reading())
         self.has_told_losses = False
         logger.info("%s: %d dialogs to evaluate on", self.name, len(self.valid))
 

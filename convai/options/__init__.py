@@ -30,6 +30,7 @@ from convai.options.shared import (
     AgentOptions,
     DecodingSettings,
     DeviceOptions,
+    ReadingOptions,
     chosen_seed,
     precision_of,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "OneLineParser",
     "OptionsParser",
     "ParlaiOptions",
+    "ReadingOptions",
     "TrainingOptions",
     "add_options",
     "chat_parser",

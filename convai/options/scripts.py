@@ -15,7 +15,7 @@ from convai.options.shared import (
     InputOptions,
     MeasureOptions,
     PrecisionOptions,
-    SourceOptions,
+    ReadingOptions,
     TokenOptions,
 )
 from convai.options.values import (
@@ -208,7 +208,7 @@ class ChatOptions(AgentOptions, PersonaOptions):
 
 
 @dataclass(frozen=True)
-class TaskOptions(MeasureOptions):
+class EvaluatedDataOptions(MeasureOptions):
     """What is measured, and on what."""
 
     dataset_path: str = option(
@@ -218,6 +218,11 @@ class TaskOptions(MeasureOptions):
     )
     batch_size: int = option(16, "examples at once; does not change results", kind=positive_int)
     output: str = option("", "also write the figures to this JSON file", kind=path, metavar="FILE")
+
+
+@dataclass(frozen=True)
+class TaskOptions(ReadingOptions, EvaluatedDataOptions):
+    """What is measured, on what, and how that is read."""
 
 
 @dataclass(frozen=True)
@@ -259,10 +264,8 @@ class ParlaiOptions(AgentOptions, ParlaiTaskOptions):
 
 
 @dataclass(frozen=True)
-class NewModelOptions:
-    """Options of new_model.py."""
-
-    description: ClassVar[str] = "Write config.json and a vocabulary for a model to be trained from scratch."
+class NewFolderOptions:
+    """The new folder: its vocabulary and the sizes of its model."""
 
     folder: str = option(MISSING, "where to write them", kind=path)
     family: str = option("openai-gpt", "kind of model", choices=["openai-gpt", "gpt2"])
@@ -282,14 +285,27 @@ class NewModelOptions:
 
 
 @dataclass(frozen=True)
-class InspectionOptions(InputOptions, SourceOptions):
-    """Options of data.py."""
+class NewModelOptions(ReadingOptions, NewFolderOptions):
+    """Options of new_model.py."""
 
-    description: ClassVar[str] = "Look into data before training on it, or convert it."
+    description: ClassVar[str] = "Write config.json and a vocabulary for a model to be trained from scratch."
+
+
+@dataclass(frozen=True)
+class LookedAtOptions:
+    """What is looked at."""
 
     dataset_path: str = option(
         MISSING, 'any form that train.py reads; "" is PersonaChat, "example" the embedded set', metavar="DATA"
     )
+
+
+@dataclass(frozen=True)
+class InspectionOptions(InputOptions, ReadingOptions, LookedAtOptions):
+    """Options of data.py."""
+
+    description: ClassVar[str] = "Look into data before training on it, or convert it."
+
     model_checkpoint: str = option(
         "openai-gpt",
         'whose tokens are counted, and whose input is shown, as for train.py; "" counts words',

@@ -22,24 +22,53 @@ RANKINGS = ["head", "likelihood", "pmi", "head+pmi"]
 
 
 @dataclass(frozen=True)
+class ReadingOptions:
+    """What is made of the rows that data hold."""
+
+    persona_from: str = option(
+        "system",
+        "what gives chat messages their persona: the system's message, or nothing",
+        choices=["system", "none"],
+    )
+    sides: str = option(
+        "both",
+        "whose replies are learned in conversations of two with a persona each",
+        choices=["first", "second", "both"],
+    )
+    on_bad_row: str = option(
+        "stop",
+        "what a row of data that is no dialog does: stop with its place and the remedy, or be skipped and counted",
+        choices=["stop", "skip"],
+    )
+
+    def reading(self) -> "ReadingOptions":
+        """Return these options without the others that a script may have."""
+        return ReadingOptions(**{one.name: getattr(self, one.name) for one in fields(ReadingOptions)})
+
+    def unlike_defaults(self) -> list[str]:
+        """Return "name=value" for each of these options that is not as it is by default."""
+        named = [(one.name, getattr(self, one.name), one.default) for one in fields(ReadingOptions)]
+        return [f"{name}={value}" for name, value, default in named if value != default]
+
+
+@dataclass(frozen=True)
 class SourceOptions:
-    """Where dialogs come from."""
+    """Where dialogs come from and where their tokens are kept."""
 
     dataset_path: str = option(
         "",
         "file, folder, TRAIN,VALID, URL or hub:OWNER/NAME; JSON, CSV, ParlAI text or parquet; "
-        '"" downloads PersonaChat, "example" is the embedded set',
+        '"" downloads PersonaChat, "example" is the embedded set; or several, as "A + B*2"',
         metavar="DATA",
+    )
+    dataset_cache: str = option(
+        "./dataset_cache.bin", 'path prefix of the token cache; "" keeps it in memory', kind=path, metavar="PREFIX"
     )
 
 
 @dataclass(frozen=True)
-class DataOptions(SourceOptions):
-    """Where dialogs come from and where their tokens are kept."""
-
-    dataset_cache: str = option(
-        "./dataset_cache.bin", 'path prefix of the token cache; "" keeps it in memory', kind=path, metavar="PREFIX"
-    )
+class DataOptions(ReadingOptions, SourceOptions):
+    """Where dialogs come from, how they are read, and where their tokens are kept."""
 
 
 @dataclass(frozen=True)
