@@ -7,6 +7,7 @@ python data.py dialogs.json --to messages dialogs.jsonl    chat messages; also p
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -29,10 +30,13 @@ def main() -> None:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # whatever is in the data can be written
-    if args.to:
-        convert_data(args, *args.to)
-    else:
-        inspect_data(args)
+    try:
+        if args.to:
+            convert_data(args, *args.to)
+        else:
+            inspect_data(args)
+    except UserError as error:  # which speaks of the option that the data are elsewhere
+        raise UserError(re.sub(r"--dataset_path:? ", "", str(error))) from error
 
 
 def convert_data(args: InspectionOptions, form: str, file: str) -> None:

@@ -106,7 +106,8 @@ def test_a_conversion_says_how_to_read_it(run, dataset_file, tmp_path):
 @pytest.mark.parametrize("arguments, reason", [
     (["DATA", "--to", "csv", "a"], "error: --to csv: there is no such form; give messages, personachat, parlai; see"),
     (["DATA", "--to", "messages", "a", "--json"], "--to writes dialogs only; leave out --plot and --json; see --help"),
-    (["nowhere.json"], "error: --dataset_path: there is no nowhere.json; give a file, a folder, a URL, or"),
+    (["EMPTY", "--to", "messages", "a"], "error: --to: there are no dialogs to write into a; give other data."),
+    (["nowhere.json"], "error: there is no nowhere.json; give a file, a folder, a URL, or"),
     (["DATA", "--model", "", "--plot", "a.doc"], "error: --plot a.doc: no image is of this kind; end its name in .png"),
     (["DATA", "--model", "", "--plot", "/dev/null/a.png"], "error: --plot /dev/null/a.png cannot be written ("),
     (["EMPTY", "--model", ""], "there are no dialogs; give other data."),

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import tokenized_dialogs
+from conftest import needs
 from dialog_files import load, warnings_in
-from test_rows import DIALOGS, SIDES, in_every_format, write_lines
+from test_rows import DIALOGS, SIDES, in_every_format, messages_of, write_lines
 from tokenized_dialogs import dialog, turn
 
 from convai.data.example_world import example_dataset
-from convai.data.formats import read_splits
+from convai.data.formats import find_source, read_splits
 from convai.data.schema import Losses
 from convai.data.store import build_arrays, read_store
 from convai.data.writing import FORMS, convert
@@ -102,6 +103,16 @@ def test_preferences_keep_the_rejected_reply_where_a_form_can(tmp_path, caplog):
     assert not warnings_in(caplog)
     assert read_splits(write(tmp_path, "messages", wanted))[""] == [dialog(turn("any pets ?", candidates=["a dog ."]))]
     assert warnings_in(caplog) == [f"{tmp_path / 'a.jsonl'}: distractors, which are left out: 1"]
+
+
+def test_a_folder_of_parquet_comes_back(tmp_path, monkeypatch):
+    pyarrow, pq, datasets = needs("pyarrow"), needs("pyarrow.parquet"), needs("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "table").mkdir()
+    pq.write_table(pyarrow.Table.from_pylist(list(map(messages_of, DIALOGS))), tmp_path / "table" / "train.parquet")
+    for form in FORMS:
+        (written,) = convert(find_source(str(tmp_path / "table")).stream(), form, tmp_path / FILES[form])
+        assert list(read_splits(written.path).values()) == [DIALOGS]
 
 
 def test_silence_before_the_first_reply_is_parlai_s_name_for_an_empty_history(tmp_path):
@@ -214,6 +225,13 @@ def test_parts_are_one_file_or_a_file_each_which_are_read_as_a_pair_and_as_a_fol
     ]
     wanted = {"train": DIALOGS[:2], "valid": DIALOGS[2:]}
     assert load(tmp_path / "new") == load(f"{written[0].path},{written[1].path}") == wanted
+
+
+@by_form
+def test_no_dialogs_are_no_file(tmp_path, form):
+    with pytest.raises(UserError, match="there are no dialogs to write into"):
+        convert([("train", None)], form, tmp_path / FILES[form])
+    assert not list(tmp_path.iterdir())
 
 
 @by_form

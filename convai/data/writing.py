@@ -92,6 +92,8 @@ def convert(stream: Iterable[PartDialog], form_name: str, path: Path) -> list[Wr
                     # Both sides of a conversation, one after the other, are held out together where they are read from.
                     other, conversation = conversation, getattr(dialog, "conversation", None)
                     losses.counts[_SIDES] += conversation is not None and conversation == other
+            if not any(part.n_dialogs for part in parts.values()):
+                raise UserError(f"--to: there are no dialogs to write into {path}; give other data.")
             if form.has_parts:
                 _join(path, parts)
     except OSError as error:
