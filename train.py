@@ -179,7 +179,7 @@ def get_data_loaders(
         if isinstance(split, Mixture):
             logger.info("%s: %s%s", name, split.described(), f", {split.n_seen} an epoch" if name == "train" else "")
     inputs = InputBuilder(tokenizer, config.n_positions, config.history_start)
-    make_dataset = partial(TreeDataset, inputs=inputs, max_history=args.max_history)
+    make_dataset = partial(TreeDataset, inputs=inputs, max_history=args.max_history, distractors=args.distractors)
     train = make_dataset(splits["train"], num_candidates=args.num_candidates, n_rotations=args.personality_permutations)
     valid = make_dataset(splits["valid"])
     # On a CPU preparing an update takes a thousandth of its time; a GPU should not have to wait for it.

@@ -182,6 +182,14 @@ def find_source(dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT) -> S
     return FileSource([_local(part) for part in parts], options)
 
 
+def load_each_for_evaluation(
+    dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT
+) -> list[tuple[list[Dialog], list[Dialog]]]:
+    """Return what load_for_evaluation does for each source by itself."""
+    sources = [source.path for source in weighted_sources(dataset_path)] or [dataset_path]
+    return [load_for_evaluation(source, options) for source in sources]
+
+
 def load_for_evaluation(
     dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT
 ) -> tuple[list[Dialog], list[Dialog]]:
@@ -189,8 +197,8 @@ def load_for_evaluation(
 
     Of several sources those of each are joined.
     """
-    if several := weighted_sources(dataset_path):
-        loaded = [load_for_evaluation(source.path, options) for source in several]
+    if weighted_sources(dataset_path):
+        loaded = load_each_for_evaluation(dataset_path, options)
         train, valid = ([dialog for dialogs in part for dialog in dialogs] for part in zip(*loaded, strict=True))
         return train, valid
     splits = find_source(dataset_path, options).splits()

@@ -12,6 +12,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from convai.data.distractors import Decode
 from convai.data.store import DialogSplit, Example, TokenIds
 from convai.data.weighted import WeightedSource
 
@@ -43,6 +44,10 @@ class Mixture(Sequence[Example]):
             raise IndexError(f"example {index} of {len(self)}")
         number, within = _located(self._example_ends, index)
         return self.parts[number].example(within, num_candidates, n_drawn)
+
+    def draw_by(self, kind: str, decode: Decode) -> int:
+        """From now on draw distractors of this kind, each source's from itself; return for how many examples."""
+        return sum(part.draw_by(kind, decode) for part in self.parts)
 
     def persona(self, dialog: int) -> list[TokenIds]:
         """Return the persona sentences of a dialog."""

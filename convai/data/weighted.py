@@ -41,9 +41,8 @@ def weighted_sources(dataset_path: str) -> list[WeightedSource]:
 
     Raises UserError for a file of sources, or a weight, that is none.
     """
-    file = Path(os.path.expanduser(dataset_path))
-    if dataset_path and file.is_file() and _is_file_of_sources(file):
-        return _of_file(file)
+    if _is_file_of_sources(dataset_path):
+        return _of_file(Path(os.path.expanduser(dataset_path)))
     texts = parts_of(dataset_path)
     found = [_of_text(text) for text in texts]
     if _is_there(dataset_path) or (len(found) == 1 and found[0] == (texts[0], 1.0)):
@@ -72,9 +71,12 @@ def _of_text(text: str) -> tuple[str, float]:
     return (match["path"], float(match["weight"])) if match else (text, 1.0)
 
 
-def _is_file_of_sources(path: Path) -> bool:
+def _is_file_of_sources(path: str) -> bool:
+    file_name = os.path.expanduser(path)
+    if not os.path.isfile(file_name):  # unlike Path's, it takes any name, however long
+        return False
     try:
-        with open(path, "rb") as file:
+        with open(file_name, "rb") as file:
             return bool(_FILE_OF_SOURCES.match(file.read(1000).removeprefix(b"\xef\xbb\xbf")))
     except OSError:
         return False  # whoever reads it says what is wrong
@@ -108,7 +110,7 @@ def _relative_to(folder: Path, path: str) -> str:
     """Return a path of a file of sources as seen from here: TRAIN,VALID part by part, names and URLs as they are."""
     if path in (EXAMPLE, PERSONACHAT) or path.startswith(HUB_PREFIX):
         return path
-    parts = [path] if (folder / os.path.expanduser(path)).exists() else path.split(",")
+    parts = [path] if os.path.exists(folder / os.path.expanduser(path)) else path.split(",")
     return ",".join(part if is_url(part) else str(folder / os.path.expanduser(part)) for part in map(str.strip, parts))
 
 
@@ -121,8 +123,7 @@ def _named(found: Iterable[tuple[str, Any]], where: str) -> list[WeightedSource]
                             f'("{PERSONACHAT}" is PersonaChat).')  # fmt: skip
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
             raise UserError(f"{place}: the weight of {path} must be a number above 0, not {json.dumps(weight)}.")
-        file = Path(os.path.expanduser(path))
-        if file.is_file() and _is_file_of_sources(file):
+        if _is_file_of_sources(path):
             raise UserError(f"{place}: {path} is a file of sources itself; name those instead.")
     if not found:
         raise UserError(f"{place} names no source; give at least one.")

@@ -1,6 +1,6 @@
 """The options of each script: names and defaults as published, additions marked where they differ."""
 
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import ClassVar
 
 from convai.options.declare import OptionsParser, option, parser_of
@@ -12,6 +12,7 @@ from convai.options.shared import (
     DataOptions,
     DecodingOptions,
     DeviceOptions,
+    DistractorOptions,
     InputOptions,
     MeasureOptions,
     PrecisionOptions,
@@ -29,7 +30,7 @@ from convai.options.values import (
 
 
 @dataclass(frozen=True)
-class TrainingDataOptions(DataOptions):
+class TrainingDataOptions(DistractorOptions, DataOptions):
     """Which examples are made of the dialogs, and how."""
 
     num_candidates: int = option(
@@ -221,7 +222,7 @@ class EvaluatedDataOptions(MeasureOptions):
 
 
 @dataclass(frozen=True)
-class TaskOptions(ReadingOptions, EvaluatedDataOptions):
+class TaskOptions(DistractorOptions, ReadingOptions, EvaluatedDataOptions):
     """What is measured, on what, and how that is read."""
 
 
@@ -361,4 +362,7 @@ def evaluation_options() -> tuple[EvaluationOptions, list[str]]:
     if unknown and options.dataset_path:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}; with --dataset_path ParlAI, which may know them, "
                      "is not used")  # fmt: skip
+    for one in [*fields(ReadingOptions), *fields(DistractorOptions)]:
+        if not options.dataset_path and getattr(options, one.name) != one.default:
+            parser.error(f"--{one.name} is for data of your own, --dataset_path, not for ParlAI's tasks; leave it out")
     return options, unknown

@@ -19,6 +19,7 @@ from convai.options.values import (
 EVAL_TYPES = ["hits@1", "ppl", "f1"]
 FORM_NAMES = ["messages", "personachat", "parlai"]
 RANKINGS = ["head", "likelihood", "pmi", "head+pmi"]
+DISTRACTORS = ["random", "same_speaker_other_turn", "similar"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,16 @@ class ReadingOptions:
         """Return "name=value" for each of these options that is not as it is by default."""
         named = [(one.name, getattr(self, one.name), one.default) for one in fields(ReadingOptions)]
         return [f"{name}={value}" for name, value, default in named if value != default]
+
+
+@dataclass(frozen=True)
+class DistractorOptions:
+    distractors: str = option(
+        "random",
+        "wrong candidates where data have only the right one: replies of other dialogs, of the same speaker in the "
+        "same dialog, or of other dialogs and most like it in words",
+        choices=DISTRACTORS,
+    )
 
 
 @dataclass(frozen=True)

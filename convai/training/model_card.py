@@ -103,7 +103,7 @@ def model_card(run: Path, facts: dict) -> str:
         "candidates.",
         USE.format(layout=layout_of(config).format(model_class=model_class, n_turns=2 * options["max_history"] + 1)),
         f"## Data\n\n{data_of(options)}",
-        f"## Figures\n\n{figures(validations, best)}",
+        f"## Figures\n\n{figures(validations, best, options.get('distractors', 'random'))}",
         f"## Training\n\n{training(config, options, facts)}",
         LIMITS,
     ]
@@ -179,7 +179,7 @@ def data_of(options: dict) -> str:
     return f"`{data}` (`--dataset_path`)."
 
 
-def figures(validations: list[dict], best: dict) -> str:
+def figures(validations: list[dict], best: dict, drawn_by: str = "random") -> str:
     """Return a table of the validations; the weights are those of the one marked."""
     rows = ["| updates | epoch | hits@1 | perplexity per token |", "|---|---|---|---|"]
     for validation in validations:
@@ -187,6 +187,8 @@ def figures(validations: list[dict], best: dict) -> str:
         row = f"| {bold}{validation['updates']}{bold} | {validation['epoch']} | {shown(validation['hits@1'])} "
         rows.append(f"{row}| {validation['perplexity']:.3f} |")
     note = "On the validation split, over all its candidates; in bold the weights in this folder."
+    if drawn_by != "random":
+        note += f" Where the data have none, distractors are drawn ({drawn_by})."
     if best["hits@1"] is None:
         note += " A dash: candidates could not be ranked, so perplexity decided."
     rows += ["", note]

@@ -4,6 +4,7 @@ An update is fixed first, by a seeded shuffle; only then are its examples sorted
 So how an update is split, by batch size, accumulation or ranks, does not change what it computes.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from convai.data.batches import TreeBatch, collate_trees
 from convai.data.inputs import CandidateTree, InputBuilder, cut_history
 from convai.data.mixture import AnySplit, Mixture
 from convai.data.store import N_VALIDATION_DISTRACTORS, Example
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,12 @@ class TreeDataset(Dataset):
         max_history: int,
         num_candidates: int | None = None,
         n_rotations: int = 1,
+        distractors: str = "random",
     ):
-        """`num_candidates` None keeps all candidates of the data."""
+        """`num_candidates` None keeps all candidates of the data; `distractors` says how missing ones are drawn."""
+        if num_candidates != 1 and (n_alone := split.draw_by(distractors, inputs.tokenizer.decode)):
+            logger.info("%s: %d of %d examples are without distractors, which are drawn (%s)", split.name, n_alone,
+                        len(split), distractors)  # fmt: skip
         self.split = split
         self.inputs = inputs
         self.max_history = max_history
