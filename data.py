@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from convai.data.formats import find_source
+from convai.data.weighted import weighted_sources
 from convai.data.writing import check_target, convert
 from convai.errors import UserError, report_user_errors
 from convai.io.pretrained import locate_checkpoint, recorded_max_history
@@ -31,6 +32,8 @@ def main() -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # whatever is in the data can be written
     try:
+        if any(source.weight != 1 for source in weighted_sources(args.dataset_path)):
+            logger.warning("the weights of sources are for training: here every dialog counts once")
         if args.to:
             convert_data(args, *args.to)
         else:

@@ -103,6 +103,13 @@ def test_a_conversion_says_how_to_read_it(run, dataset_file, tmp_path):
     assert status == 2 and "train_a.txt.gz exists already" in notes
 
 
+def test_a_mixture_is_its_dialogs_without_weights(run, dataset_file, tmp_path, caplog):
+    other = write_json(tmp_path / "other.json", {"train": make_dialogs(12), "valid": make_dialogs(4)})
+    out, _, status = run(f"{dataset_file} + {other}*0.5", "--to", "messages", tmp_path / "a.jsonl")
+    assert status == 0 and "train_a.jsonl: 24 dialogs, 48 replies" in out
+    assert "the weights of sources are for training: here every dialog counts once" in caplog.text
+
+
 @pytest.mark.parametrize("arguments, reason", [
     (["DATA", "--to", "csv", "a"], "error: --to csv: there is no such form; give messages, personachat, parlai; see"),
     (["DATA", "--to", "messages", "a", "--json"], "--to writes dialogs only; leave out --plot and --json; see --help"),
