@@ -37,7 +37,7 @@ def inspected(parts, measure=None) -> Inspection:
 
 
 def test_what_two_parts_hold_and_have_in_common():
-    facts = inspected({"train": TRAIN, "valid": VALID}).facts()
+    facts = inspected({"valid": VALID, "train": TRAIN}).facts()
     train, valid = facts["parts"]["train"], facts["parts"]["valid"]
     assert (train["dialogs"], train["replies"], train["dialogs_without_persona"]) == (3, 5, 1)
     assert train["replies_to_nothing"] == 1

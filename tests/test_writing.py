@@ -214,7 +214,7 @@ def test_any_dialog_is_read_back_as_it_was_unless_a_loss_is_counted_and_then_not
 
 
 def test_parts_are_one_file_or_a_file_each_which_are_read_as_a_pair_and_as_a_folder(tmp_path):
-    parts = {"train": DIALOGS[:2], "valid": DIALOGS[2:], "test": DIALOGS[:1]}
+    parts = {"valid": DIALOGS[2:], "train": DIALOGS[:2], "test": DIALOGS[:1]}
     (one,) = convert(stream(parts), "personachat", tmp_path / "a.json")
     assert one == (tmp_path / "a.json", 4, 6) and read_splits(one.path) == parts
     written = convert(stream(parts), "messages", tmp_path / "new" / "a.jsonl")

@@ -17,6 +17,7 @@ from convai.data.conversation import Dialog
 from convai.data.formats import PartDialog
 from convai.data.lengths import Lengths, Place
 from convai.data.measures import Measure
+from convai.data.schema import PART_NAMES
 
 MEASURED = ("persona sentences", "turns", "replies", "inputs")
 COMPARED = ("dialogs", "replies", "personas", "persona sentences")
@@ -172,6 +173,7 @@ class Inspection:
             if dialog is not None:
                 self.first = self.first or dialog
                 self.parts[name].add(dialog)
+        self.parts = {name: self.parts[name] for name in ("", *PART_NAMES) if name in self.parts}
         return self
 
     def overlaps(self) -> list[Overlap]:

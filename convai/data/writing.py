@@ -103,7 +103,8 @@ def convert(stream: Iterable[PartDialog], form_name: str, path: Path) -> list[Wr
     losses.tell(path)
     if form.has_parts:
         return [Written(path, sum(p.n_dialogs for p in parts.values()), sum(p.n_replies for p in parts.values()))]
-    return [Written(part.path, part.n_dialogs, part.n_replies) for part in parts.values()]
+    in_order = [parts[name] for name in ("", *PART_NAMES) if name in parts]
+    return [Written(part.path, part.n_dialogs, part.n_replies) for part in in_order]
 
 
 def check_target(form_name: str, path: Path) -> None:
