@@ -21,9 +21,10 @@ from convai.data.lost_text import LostText
 from convai.data.messages import message_line
 from convai.data.parlai_text import persona_sentences
 from convai.data.persona_file import read_persona
-from convai.dialog.terminal import Terminal, plain_line, settled
+from convai.dialog.terminal import Terminal, settled
 from convai.errors import UserError, report_user_errors
 from convai.io.files import read_text, write_text
+from convai.io.plain_text import plain_line
 from convai.io.pretrained import locate_finetuned
 from convai.model.word_splitting import join_punctuation
 from convai.options import ChatOptions, chat_parser
@@ -82,7 +83,7 @@ def given_persona(args: ChatOptions) -> list[str] | None:
     only = args.personality[0] if len(args.personality) == 1 else ""
     if os.path.isfile(os.path.expanduser(only)):
         sentences = read_persona(Path(only).expanduser())
-    elif " " not in only and ("/" in only or os.sep in only or only.endswith((".txt", ".json"))):
+    elif " " not in only and ("/" in only or os.sep in only or only.lower().endswith((".txt", ".json", ".png"))):
         raise UserError(f"--personality: there is no file {only}; give one, or the sentences themselves.")
     else:
         sentences = persona_sentences(args.personality, "--personality")

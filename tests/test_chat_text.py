@@ -5,7 +5,8 @@ import random
 import pytest
 
 import interact
-from convai.dialog.terminal import plain_line, printable, settled
+from convai.dialog.terminal import settled
+from convai.io.plain_text import plain_line, printable
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from convai.device import choose_device
 from convai.errors import UserError
 from convai.training.distributed import process_group
 
-PARSERS = [options.training_parser, options.chat_parser, options.evaluation_parser, options.new_model_parser]
+PARSERS = [options.training_parser, options.chat_parser, options.evaluation_parser, options.new_model_parser,
+           options.inspection_parser]  # fmt: skip
 # What stands for a path in --help. MODEL and DATA may be more than a path; who reads them expands `~` in its parts.
 PATHS = {"DIR", "FILE", "PREFIX", "RUN"}
 
@@ -30,7 +31,7 @@ def test_home_is_expanded_in_every_path(make_parser, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     found = path_options(make_parser())
     assert found
-    required = [] if make_parser is not options.new_model_parser else ["folder"]
+    required = {options.new_model_parser: ["folder"], options.inspection_parser: ["example"]}.get(make_parser, [])
     for action in found:
         arguments = [f"{action.option_strings[0]}=~/a,~/b", *required] if action.option_strings else ["~/a,~/b"]
         assert getattr(make_parser().parse_args(arguments), action.dest) == "/home/someone/a,~/b", action.dest
@@ -38,7 +39,7 @@ def test_home_is_expanded_in_every_path(make_parser, monkeypatch):
 
 def test_the_paths_are_all_that_there_are():
     names = {action.dest for make_parser in PARSERS for action in path_options(make_parser())}
-    assert names == {"dataset_cache", "output_dir", "resume", "output", "folder", "vocabulary"}
+    assert names == {"dataset_cache", "output_dir", "resume", "output", "folder", "vocabulary", "plot"}
 
 
 @pytest.mark.parametrize("name", ["", "auto"])
@@ -71,6 +72,7 @@ CLASSES = {
     options.ChatOptions: options.chat_parser,
     options.EvaluationOptions: options.evaluation_parser,
     options.NewModelOptions: options.new_model_parser,
+    options.InspectionOptions: options.inspection_parser,
     BenchOptions: bench_parser,
 }
 by_class = pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
@@ -80,6 +82,8 @@ def required_of(kind: type) -> tuple[list[str], dict]:
     """Return what cannot be left out, as arguments and as fields."""
     if kind is options.NewModelOptions:
         return ["models/new"], {"folder": "models/new"}
+    if kind is options.InspectionOptions:
+        return ["example"], {"dataset_path": "example"}
     return (["train"], {"names": ["train"]}) if kind is BenchOptions else ([], {})
 
 
@@ -126,6 +130,11 @@ def test_lists_are_not_shared():
         ),
         (options.EvaluationOptions, ["--max_length", "20000"], "max_length must be from 1 to 10000, not 20000; see "),
         (options.EvaluationOptions, ["--min_length", "30"], "min_length 30 is above max_length 20; see --help"),
+        (
+            options.InspectionOptions,
+            ["a", "--to", "csv", "b"],
+            "--to csv: there is no such form; give messages, ",
+        ),
         (options.NewModelOptions, [], "the following arguments are required: folder (see "),
         (BenchOptions, ["tarin"], "invalid choice: 'tarin'"),
     ],

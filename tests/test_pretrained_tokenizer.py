@@ -53,6 +53,16 @@ def test_text_comes_back_and_special_tokens_in_it_are_text(tokenizer):
     assert tokenizer.decode(tokenizer.encode("so \ud83d\ude00 \ud83d")) == "so 😀 \ufffd"  # half a pair is no character
 
 
+def test_the_pieces_of_a_text_are_one_for_each_token_and_make_it_up(tokenizer):
+    for text in AWKWARD:
+        ids = [*tokenizer.encode(text), *tokenizer.encode(" so"), tokenizer.eos_id]
+        pieces = tokenizer.pieces(ids)
+        assert len(pieces) == len(ids)
+        assert "".join(pieces[:-1]).replace(" ", "") == f"{text}so".replace(" ", "")
+        assert pieces[-1] == tokenizer.token(tokenizer.eos_id)
+    assert tokenizer.pieces([]) == []
+
+
 def test_every_id_is_one_of_the_vocabulary(tokenizer):
     ids = {i for text in AWKWARD for i in tokenizer.encode(text)} | tokenizer.ending_ids | {tokenizer.pad_id}
     assert max(ids) < len(tokenizer) == len(tokenizer.tokens)

@@ -98,7 +98,7 @@ def test_training(clone):
 
 
 def test_chat(clone):
-    assert run_page(clone, "docs/chat.md").count("\n") == 3  # a line for each question
+    assert run_page(clone, "docs/chat.md").count("\n") == 4  # a line for each question
     answers = (clone / "answers.txt").read_text().split("\n")
     assert len(answers) == 4 and answers[1] == answers[3] == ""  # the second line was a command
 

@@ -95,6 +95,19 @@ def test_special_tokens_are_left_out_when_decoding(tokenizer):
 # Dialog tokens
 
 
+def test_pieces_are_the_text_of_each_token_and_dialog_tokens_their_names(tokenizer):
+    ids = [tokenizer.bos_id, *tokenizer.encode("hello 12 !"), tokenizer.eos_id]
+    first, *pieces, last = tokenizer.pieces(ids)
+    assert (first, last, len(pieces)) == ("<bos>", "<eos>", len(ids) - 2)
+    assert "".join(pieces).strip() == "hello 12 !"
+
+
+def test_of_a_character_in_several_tokens_the_last_one_has_it():
+    tokenizer = train_vocabulary(TEXTS, "gpt2", 260)
+    assert tokenizer.pieces(tokenizer.encode("é!")) == [" ", "", "é", "!"]
+    assert tokenizer.pieces(tokenizer.encode("é")[:-1])[-1] == "\ufffd"  # cut within
+
+
 def test_dialog_tokens_come_after_the_vocabulary(tokenizer):
     assert tokenizer.n_vocab == len(tokenizer.vocab)
     assert list(tokenizer.special_ids) == list(SPECIAL_TOKENS)

@@ -11,6 +11,7 @@ import os
 import random
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ HELD_OUT_SHARE = 0.05
 DATA_SEED = 42
 
 Dialog = dict[str, Any]
+PartDialog = tuple[str, Dialog | None]  # the name of a part and a dialog of it; None where there is such a part at all
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,12 @@ class Source(ABC):
     @abstractmethod
     def place_of(self, split: str) -> str:
         """Return the file, folder or name of a split, for messages."""
+
+    def stream(self) -> Iterator[PartDialog]:
+        """Yield (part, None) for each part of the data, then (part, dialog) for its dialogs."""
+        for part, dialogs in self.splits().items():
+            yield part, None
+            yield from ((part, dialog) for dialog in dialogs)
 
     def load(self, split_needed: bool = True) -> dict[str, list[Dialog]]:
         """Return both splits, checked, a part of the dialogs held out where there is no valid; raises UserError.

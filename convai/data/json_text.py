@@ -66,7 +66,10 @@ def parse_csv(text: str, path: Path, reading: Reading) -> dict[str, list[Dialog]
 
     Quotes that do not end raise UserError even where bad rows are skipped: where the next row begins is unknown.
     """
-    header = next(csv.reader([text.partition("\n")[0]]), [])
+    try:
+        header = next(csv.reader([text.partition("\n")[0]]), [])
+    except csv.Error:  # ParlAI's text may have long lines, and lone carriage returns
+        header = []
     if layout_of_rows(header) is None:
         if has_ending(path, ".csv"):
             raise unknown_layout(header, path)

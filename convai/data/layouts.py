@@ -62,6 +62,13 @@ class ContextIds(NamedTuple):
     token_type_ids: list[int]  # the speaker's token
 
 
+class Part(NamedTuple):
+    """Token ids of a context, and whose they are: "persona", "user", "agent", or "" where they belong to the layout."""
+
+    ids: Sequence[int]
+    who: str
+
+
 class Layout(Protocol):
     """Makes the context of a reply."""
 
@@ -73,6 +80,9 @@ class Layout(Protocol):
 
     def n_context(self, persona: Sequence[TokenIds], history: Sequence[TokenIds]) -> int:
         """Return how many tokens that is."""
+
+    def parts(self, persona: Sequence[TokenIds], history: Sequence[TokenIds]) -> list[Part]:
+        """Return the same in parts, to be shown."""
 
 
 class SpeakersLayout:
@@ -93,6 +103,11 @@ class SpeakersLayout:
     def n_context(self, persona: Sequence[TokenIds], history: Sequence[TokenIds]) -> int:
         return n_speakers_context(persona, history)
 
+    def parts(self, persona: Sequence[TokenIds], history: Sequence[TokenIds]) -> list[Part]:
+        *segments, _ = lay_out(persona, history, [], self.tokenizer, with_eos=False)
+        names = ["", *("persona" for _ in persona), *_speakers(len(history)), ""]
+        return [Part(segment.ids, who) for segment, who in zip(segments, names, strict=True)]
+
 
 class ChatLayout:
     """The tokenizer's own chat template; without token types, all of which are 0."""
@@ -108,6 +123,16 @@ class ChatLayout:
 
     def n_context(self, persona: Sequence[TokenIds], history: Sequence[TokenIds]) -> int:
         return len(self.template.context(persona, history))
+
+    def parts(self, persona: Sequence[TokenIds], history: Sequence[TokenIds]) -> list[Part]:
+        names = [*("persona" for sentence in persona if sentence), *_speakers(len(history))]
+        numbered = self.template.parts(persona, history)
+        return [Part(ids, "" if number is None else names[number]) for ids, number in numbered]
+
+
+def _speakers(n_turns: int) -> list[str]:
+    """Return who says the turns before a reply of the agent's."""
+    return ["user" if n_to_reply % 2 else "agent" for n_to_reply in range(n_turns, 0, -1)]
 
 
 def layout_of(tokenizer: DialogTokenizer) -> Layout:

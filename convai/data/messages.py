@@ -8,13 +8,13 @@ The system's message is the persona. Each of the assistant's turns is a reply to
 """
 
 import json
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from convai.data.conversation import Dialog, Row, Turn, joined, learned, lines_of
 from convai.data.reading import Reading
 from convai.data.schema import kind_of, one_by_one
+from convai.data.sentences import split_sentences
 from convai.errors import UserError
 
 _SYSTEM, _USER, _ASSISTANT = "system", "user", "assistant"
@@ -95,27 +95,22 @@ def spoken_in(reading: Reading, value: Any, place: str) -> Spoken:
     return spoken
 
 
-def message_line(persona: Sequence[str], history: Sequence[str]) -> str:
-    """Return a dialog that the user began as one line of JSON, which read_messages reads back as it was."""
-    messages = [{"role": (_USER, _ASSISTANT)[i % 2], "content": turn} for i, turn in enumerate(history)]
+def messages_of(persona: Sequence[str], turns: Sequence[str], user_opens: bool = True) -> dict[str, list[Row]]:
+    """Return a dialog as a row that read_messages reads back as it was, of turns by one speaker and the other."""
+    roles = (_USER, _ASSISTANT) if user_opens else (_ASSISTANT, _USER)
+    messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
     if persona:
         # The line break at the end of a lone sentence keeps it from being split where it holds several.
         text = "\n".join(persona) + ("\n" if len(persona) == 1 else "")
         messages = [{"role": _SYSTEM, "content": text}, *messages]
-    return json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
+    return {"messages": messages}
+
+
+def message_line(persona: Sequence[str], history: Sequence[str]) -> str:
+    """Return a dialog that the user began as one line of JSON."""
+    return json.dumps(messages_of(persona, history), ensure_ascii=False) + "\n"
 
 
 def _sentences(text: str) -> list[str]:
     """Return a persona's sentences: a line each, or those of the one line that there is."""
-    return lines_of(text) if "\n" in text else lines_of("\n".join(_splitter()(text)))
-
-
-@cache
-def _splitter() -> Callable[[str], list[str]]:
-    # Importing spaCy takes seconds: only when there is text to split.
-    from spacy.lang.en import English
-
-    nlp = English()
-    nlp.add_pipe("sentencizer")
-    nlp.max_length = 2**31  # the limit is for models that take much memory, of which there is none here
-    return lambda text: [str(sentence) for sentence in nlp(text).sents]
+    return lines_of(text) if "\n" in text else split_sentences(text)

@@ -10,6 +10,8 @@ reply too. In a file without them a bar is text. Named fields (ParlAIDialogTeach
 
     text:your persona: i have a dog .\nany pets ?<tab>labels:a dog .<tab>label_candidates:no .|two cats .
     text:good night<tab>labels:bye .<tab>episode_done:True
+
+Where the agent speaks first, the text of its first reply is `__SILENCE__`.
 """
 
 import re
@@ -27,6 +29,8 @@ _PERSONA_LINE = re.compile(r"(your|partner's) persona:(.*)", re.IGNORECASE)
 _FIELDS = ("text", "labels", "eval_labels", "label_candidates", "episode_done")
 _NAMED_LINE = re.compile(r"(?:text|labels|eval_labels|label_candidates|episode_done|id|reward):")
 _LAST_LINE = re.compile(r"(?:^|\t)\s*episode_done\s*:\s*(?:true|1)\s*(?:\t|$)", re.IGNORECASE)
+
+SILENCE = "__SILENCE__"  # ParlAI's name for what was said before a dialog's first reply, where that was nothing
 
 Line = tuple[int, str]  # with its number in the file
 
@@ -167,8 +171,9 @@ def _dialogs(messages: Iterable[_Message], path: Path, losses: Losses) -> Iterat
         losses.counts["lines without a reply, joined to the next turn"] += n_unanswered
         losses.counts["alternatives to the first reply, which are left out"] += len(replies) - 1
         distractors = [text for text in offered if not any(is_gold(text, reply) for reply in replies)]
-        dialog["utterances"].append({"history": [*turns, turn], "candidates": [*distractors, replies[0]]})
-        turns, unanswered, n_unanswered = [*turns, turn, replies[0]], "", 0
+        history = [*turns, turn] if turns or turn != SILENCE else []
+        dialog["utterances"].append({"history": history, "candidates": [*distractors, replies[0]]})
+        turns, unanswered, n_unanswered = [*history, replies[0]], "", 0
     if dialog:
         yield _finished(dialog, path, n_line + 1, n_unanswered, losses)
 

@@ -25,8 +25,8 @@ VOCABULARY_FILES += ["special_tokens.txt", "special_tokens_map.json", "tokenizer
                      "generation_config.json"]  # fmt: skip
 
 
-def locate_checkpoint(path_or_name: str | Path, option: str = "") -> Path:
-    """Return the local folder of a checkpoint, downloading it first where needed.
+def locate_checkpoint(path_or_name: str | Path, option: str = "", needs_weights: bool = True) -> Path:
+    """Return the local folder of a checkpoint, downloading it first where needed; without weights from the hub, if so.
 
     `path_or_name` is a folder, a .gguf file, a URL of a .tar.gz or .zip archive, a short name ("openai-gpt", "gpt2",
     "gpt2-medium", ...) or OWNER/NAME on the hub. Raises UserError when there is no such folder and none can be had; it
@@ -42,7 +42,7 @@ def locate_checkpoint(path_or_name: str | Path, option: str = "") -> Path:
         return unpack_gguf(folder)
     if os.path.exists(folder):
         raise UserError(f"{text} is a file; give the folder that holds config.json and the weights.")
-    return _download_from_hub(text, option)
+    return _download_from_hub(text, option, needs_weights)
 
 
 def locate_finetuned(model: str, model_checkpoint: str = "") -> Path:
@@ -90,7 +90,7 @@ def read_config(folder: Path) -> dict:
     return read_json_object(path)
 
 
-def _download_from_hub(name: str, option: str) -> Path:
+def _download_from_hub(name: str, option: str, needs_weights: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -98,6 +98,8 @@ def _download_from_hub(name: str, option: str) -> Path:
     advice = f"Give {option} a local folder with config.json, vocabulary and weights."
     small_files = ["config.json", *VOCABULARY_FILES]
     try:
+        if not needs_weights:
+            return Path(snapshot_download(repository, allow_patterns=small_files))
         for name_of_weights in ("model.safetensors", "pytorch_model.bin"):
             stem, _, kind = name_of_weights.partition(".")
             parts = [f"{name_of_weights}.index.json", f"{stem}-*-of-*.{kind}"]

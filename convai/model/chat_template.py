@@ -110,15 +110,25 @@ class ChatTemplate:
 
     def context(self, persona: Sequence[TokenIds], history: Sequence[TokenIds]) -> TokenIds:
         """Return the ids of persona and turns, the last one the user's, up to where the agent's reply begins."""
+        ids: TokenIds = []
+        for part, _ in self.parts(persona, history):
+            ids += part
+        return ids
+
+    def parts(self, persona: Sequence[TokenIds], history: Sequence[TokenIds]) -> Iterator[tuple[TokenIds, int | None]]:
+        """Yield the context in parts, each with the number of what it holds; None for what the template writes.
+
+        Persona sentences, empty ones left out, are numbered before turns. Of several in one part it is the last one's.
+        """
         persona = [sentence for sentence in persona if sentence]
         pieces = [*persona, *history]
-        ids: TokenIds = []
         for step in self._shape(len(persona), len(history)).steps:
             if isinstance(step, int):
-                ids += pieces[step]
+                yield pieces[step], step
+            elif isinstance(step, _Joined):
+                yield self._encode_joined(step, pieces), max(part for part in step.parts if isinstance(part, int))
             else:
-                ids += self._encode_joined(step, pieces) if isinstance(step, _Joined) else step
-        return ids
+                yield step, None
 
     def messages(self, persona: Sequence[str], history: Sequence[str]) -> list[Message]:
         """Return persona and turns as messages, roles counted from the reply backwards."""

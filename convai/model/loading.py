@@ -11,9 +11,9 @@ from torch import Tensor
 
 from convai.errors import UserError, argument
 from convai.io.pretrained import read_config
-from convai.model.config import ARCHITECTURES
+from convai.model.config import ARCHITECTURES, ModelConfig
 from convai.model.double_heads import DoubleHeadsModel, load_gpt, save_gpt
-from convai.model.heads import DoubleHeads
+from convai.model.heads import DialogConfig, DoubleHeads
 from convai.model.tokenization import DialogTokenizer, load_gpt_tokenizer
 
 
@@ -51,6 +51,16 @@ def load_tokenizer(
     from convai.model.pretrained_tokenizer import load_pretrained_tokenizer
 
     return load_pretrained_tokenizer(folder, config["model_type"], recorded or layout)
+
+
+def read_dialog_config(folder: Path, layout: str) -> DialogConfig:
+    """Return what a checkpoint folder says of its model, without loading that; UserError where it cannot be had."""
+    config = read_config(folder)
+    if is_own_family(config):
+        return ModelConfig.from_dict(config, str(folder / "config.json"))
+    from convai.model.decoder_config import DecoderConfig, read_decoder_config
+
+    return DecoderConfig.of(read_decoder_config(folder), layout, token_types=False)
 
 
 def load_model(

@@ -156,6 +156,9 @@ class PretrainedTokenizer(DialogTokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return self._plain.decode([i for i in ids if i not in self.ending_ids]).strip()
 
+    def _verbatim(self, ids: Sequence[int]) -> str:
+        return self._plain.decode(ids)
+
     def begins_word(self, token: str) -> bool:
         return token[:1] in _SPACES + SENTENCE_MARKS or self.vocab.get(token) in self.ending_ids
 

@@ -113,6 +113,26 @@ class DialogTokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids; special tokens are left out, ids that have no token are unknown ones."""
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each token, spaces included; of a character of several tokens it stands with the last."""
+        pieces: list[str] = []
+        special = {token_id: token for token, token_id in self.special_ids.items()}
+        start, known = 0, ""
+        for n, token_id in enumerate(ids, start=1):
+            if token_id in special:
+                pieces.append(special[token_id])
+                start, known = n, ""
+                continue
+            text = self._verbatim(ids[start:n])
+            is_cut = text.endswith("\N{REPLACEMENT CHARACTER}") and n < len(ids)
+            pieces.append("" if is_cut else text[len(known) :])
+            known = known if is_cut else text
+        return pieces
+
+    @abstractmethod
+    def _verbatim(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens that are not special, with all of its spaces."""
+
     def token(self, token_id: int) -> str | None:
         """Return the string of a token; None for an id without one, such as that of a row that only pads a matrix."""
         return self.tokens[token_id] if token_id < len(self.tokens) else None
@@ -175,8 +195,10 @@ class GptTokenizer(DialogTokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         special = set(self.special_ids.values())
-        pieces = [self.token(i) or UNKNOWN_TOKEN for i in ids if i not in special]
-        return join_punctuation("".join(pieces).replace("</w>", " ").strip())
+        return join_punctuation(self._verbatim([i for i in ids if i not in special]).strip())
+
+    def _verbatim(self, ids: Sequence[int]) -> str:
+        return "".join(self.token(i) or UNKNOWN_TOKEN for i in ids).replace("</w>", " ")
 
     def lost_share(self, text: str, ids: Sequence[int]) -> float:
         if UNKNOWN_TOKEN in self.vocab:  # each character without a token is one of these
@@ -215,8 +237,11 @@ class Gpt2Tokenizer(DialogTokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         special = set(self.special_ids.values())
-        text = self._tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False)
-        return join_punctuation(text.strip())
+        return join_punctuation(self._verbatim([i for i in ids if i not in special]).strip())
+
+    def _verbatim(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
 
     @cached_property
     def _has_all_bytes(self) -> bool:

@@ -12,17 +12,20 @@ from convai.options.declare import OneLineParser, OptionsParser, add_options, op
 from convai.options.scripts import (
     ChatOptions,
     EvaluationOptions,
+    InspectionOptions,
     NewModelOptions,
     ParlaiOptions,
     TrainingOptions,
     chat_parser,
     evaluation_options,
     evaluation_parser,
+    inspection_parser,
     new_model_parser,
     training_parser,
 )
 from convai.options.shared import (
     EVAL_TYPES,
+    FORM_NAMES,
     RANKINGS,
     AgentOptions,
     DecodingSettings,
@@ -35,6 +38,7 @@ from convai.options.values import MAX_SEED, non_negative_float, non_negative_int
 
 __all__ = [
     "EVAL_TYPES",
+    "FORM_NAMES",
     "MAX_SEED",
     "RANKINGS",
     "AgentOptions",
@@ -42,6 +46,7 @@ __all__ = [
     "DecodingSettings",
     "DeviceOptions",
     "EvaluationOptions",
+    "InspectionOptions",
     "NewModelOptions",
     "OneLineParser",
     "OptionsParser",
@@ -53,6 +58,7 @@ __all__ = [
     "chosen_seed",
     "evaluation_options",
     "evaluation_parser",
+    "inspection_parser",
     "new_model_parser",
     "non_negative_float",
     "non_negative_int",

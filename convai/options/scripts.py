@@ -6,6 +6,7 @@ from typing import ClassVar
 from convai.options.declare import OptionsParser, option, parser_of
 from convai.options.shared import (
     EVAL_TYPES,
+    FORM_NAMES,
     AgentOptions,
     CheckpointOptions,
     DataOptions,
@@ -191,7 +192,8 @@ class PersonaOptions(DataOptions, PrecisionOptions, DeviceOptions, InputOptions,
     )
     personality: list[str] = option(
         [],
-        "the persona, a sentence each, or a file: a sentence a line, ParlAI's persona lines, or JSON",
+        "the persona, a sentence each, or a file: a sentence a line, ParlAI's persona lines, JSON, or a character card "
+        "(JSON or PNG)",
         nargs="+",
         metavar="SENTENCE",
     )
@@ -290,6 +292,49 @@ class NewModelOptions(ReadingOptions, NewFolderOptions):
     description: ClassVar[str] = "Write config.json and a vocabulary for a model to be trained from scratch."
 
 
+@dataclass(frozen=True)
+class LookedAtOptions:
+    """What is looked at."""
+
+    dataset_path: str = option(
+        MISSING, 'any form that train.py reads; "" is PersonaChat, "example" the embedded set', metavar="DATA"
+    )
+
+
+@dataclass(frozen=True)
+class InspectionOptions(InputOptions, ReadingOptions, LookedAtOptions):
+    """Options of data.py."""
+
+    description: ClassVar[str] = "Look into data before training on it, or convert it."
+
+    model_checkpoint: str = option(
+        "openai-gpt",
+        'whose tokens are counted, and whose input is shown, as for train.py; "" counts words',
+        names=["--model", "--model_checkpoint"],
+        metavar="MODEL",
+    )
+    layout: str | None = option(None, "as for train.py", choices=["chat", "speakers"])
+    plot: str = option("", "also draw the lengths into this image (needs matplotlib)", kind=path, metavar="FILE")
+    json: bool = option(False, "write the figures as JSON instead")
+    to: list[str] | None = option(
+        None,
+        f"only write the dialogs in another form, which is {', '.join(FORM_NAMES[:-1])} or {FORM_NAMES[-1]}; "
+        "packed where the file's name ends in .gz",
+        kind=path,
+        nargs=2,
+        metavar=("FORM", "FILE"),
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a form that there is not, or for options that rule each other out."""
+        if not self.to:
+            return
+        if self.to[0] not in FORM_NAMES:
+            raise ValueError(f"--to {self.to[0]}: there is no such form; give {', '.join(FORM_NAMES)}")
+        if self.plot or self.json:
+            raise ValueError("--to writes dialogs only; leave out --plot and --json")
+
+
 def training_parser() -> OptionsParser[TrainingOptions]:
     return parser_of(TrainingOptions)
 
@@ -304,6 +349,10 @@ def evaluation_parser() -> OptionsParser[EvaluationOptions]:
 
 def new_model_parser() -> OptionsParser[NewModelOptions]:
     return parser_of(NewModelOptions)
+
+
+def inspection_parser() -> OptionsParser[InspectionOptions]:
+    return parser_of(InspectionOptions)
 
 
 def evaluation_options() -> tuple[EvaluationOptions, list[str]]:

@@ -17,6 +17,7 @@ from convai.options.values import (
 )
 
 EVAL_TYPES = ["hits@1", "ppl", "f1"]
+FORM_NAMES = ["messages", "personachat", "parlai"]
 RANKINGS = ["head", "likelihood", "pmi", "head+pmi"]
 DISTRACTORS = ["random", "same_speaker_other_turn", "similar"]
 
