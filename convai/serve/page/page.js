@@ -32,7 +32,7 @@ const announce = (text) => (find("#spoken").textContent = text);
 // ---- What the page remembers ---------------------------------------------------------------------------------------
 
 const STORE = "convai-dialog";
-let config = { model: "", decoding: {}, rank_by: ["head"], max_history: null, limits: {} };
+let config = { model: "", decoding: {}, rank_by: { choices: [], default: "" }, max_history: null, limits: {} };
 let personas = []; // to shuffle: lists of sentences
 // persona: agent and you, sentences each; messages: as in the API, without the system's; decoding: what differs from
 // the server's defaults; attempt: how often this reply was regenerated; candidates: the text of the ranking panel
@@ -174,15 +174,15 @@ function askForKey(wasRefused) {
 
 /** Return the body of a request for replies: the persona as the system's message, then the messages. */
 function completionBody(who, messages, more) {
-  const { no_sample, temperature, top_p, top_k, max_length, min_length } = decoding();
+  const { greedy, temperature, top_p, top_k, max_tokens, min_tokens } = decoding();
   return {
     model: config.model,
     messages: withPersona(who, messages),
-    temperature: no_sample ? 0 : temperature,
-    top_p: top_p || 1, // the command line's 0 sets no limit either
+    temperature: greedy ? 0 : temperature,
+    top_p,
     top_k,
-    max_tokens: max_length,
-    min_tokens: min_length,
+    max_tokens,
+    min_tokens,
     seed: nextSeed(),
     ...more,
   };
@@ -451,19 +451,20 @@ function suggest() {
 // name, label, lowest, highest, step, help
 const SLIDERS = [
   ["temperature", "Temperature", 0.1, 2, 0.05, "below 1 sharpens, above flattens"],
-  ["top_p", "Top p", 0, 1, 0.01, "the likeliest that make up this share; 0: all"],
+  ["top_p", "Top p", 0.05, 1, 0.01, "the likeliest that make up this share; 1: all"],
   ["top_k", "Top k", 0, 100, 1, "among the k likeliest; 0: all"],
-  ["max_length", "Longest reply", 1, 100, 1, "tokens"],
-  ["min_length", "Shortest reply", 1, 20, 1, "tokens"],
+  ["max_tokens", "Longest reply", 1, 100, 1, "tokens"],
+  ["min_tokens", "Shortest reply", 0, 20, 1, "tokens"],
 ];
-const SHARED = ["no_sample", "seed", ...SLIDERS.map(([name]) => name)];
+const SHARED = ["greedy", "seed", ...SLIDERS.map(([name]) => name)];
 const SAMPLING = ["temperature", "top_p", "top_k", "seed"]; // of no effect on greedy replies
 
 const decoding = () => ({ seed: null, ...config.decoding, ...state.decoding });
 
 function makeSliders() {
   find("#sliders").replaceChildren(...SLIDERS.map(([name, label, min, max, step, help]) => {
-    const top = name === "max_length" ? Math.min(max, config.limits.max_tokens ?? max) : max;
+    const most = Math.max(max, config.decoding[name]);
+    const top = name.endsWith("_tokens") ? Math.min(most, config.limits.max_tokens) : most;
     const aria = { describedby: `${name}-help` };
     const slider = make("input", { type: "range", id: name, min, max: top, step, aria });
     slider.oninput = () => setDecoding(name, Number(slider.value));
@@ -475,8 +476,8 @@ function makeSliders() {
 
 function setDecoding(name, value) {
   state.decoding[name] = value;
-  const { min_length, max_length } = decoding();
-  if (min_length > max_length) state.decoding[name === "min_length" ? "max_length" : "min_length"] = value;
+  const { min_tokens, max_tokens } = decoding();
+  if (min_tokens > max_tokens) state.decoding[name === "min_tokens" ? "max_tokens" : "min_tokens"] = value;
   remember();
   showDecoding();
 }
@@ -493,9 +494,9 @@ function showDecoding() {
     find(`#${name}`).value = values[name];
     find(`#${name}-value`).textContent = String(values[name]);
   }
-  find("#no_sample").checked = values.no_sample;
+  find("#greedy").checked = values.greedy;
   if (document.activeElement !== find("#seed")) find("#seed").value = values.seed ?? "";
-  for (const name of SAMPLING) find(`#${name}`).disabled = values.no_sample;
+  for (const name of SAMPLING) find(`#${name}`).disabled = values.greedy;
 }
 
 // ---- Ranking -------------------------------------------------------------------------------------------------------
@@ -528,8 +529,11 @@ const WAYS = {
 };
 
 function showWays() {
-  const choices = config.rank_by.map((way) => make("option", { value: way }, WAYS[way]?.label ?? way));
+  const choices = config.rank_by.choices.map((way) => make("option", { value: way }, WAYS[way]?.label ?? way));
   find("#rank-by").replaceChildren(...choices);
+  find("#rank-by").value = config.rank_by.default;
+  find("#no-head").hidden = config.rank_by.choices.includes("head");
+  find("#how-many").max = config.limits.n;
 }
 
 let scored = null; // the scores shown: candidates with theirs, best first; by which way; as answers to what
@@ -560,7 +564,7 @@ function setCandidates(texts) {
 
 /** Add what the agent might say: sampled, even where its replies are greedy. */
 function sample() {
-  const n = Math.max(1, Math.min(config.limits.n ?? 10, Number(find("#how-many").value) || 1));
+  const n = Math.max(1, Math.min(config.limits.n, Math.floor(find("#how-many").value)));
   const temperature = decoding().temperature;
   const seed = randomSeed();
   rankingTask("Sampling ...", async (signal) => {
@@ -675,7 +679,7 @@ function takeSharedLink() {
   for (const name of SHARED.filter((name) => parts.has(name))) {
     const { min = 0, max = MAX_SEED - 1 } = find(`input[type=range]#${name}`) ?? {};
     const value = Number(parts.get(name));
-    if (name === "no_sample") shared[name] = parts.get(name) === "true";
+    if (name === "greedy") shared[name] = parts.get(name) === "true";
     else if (Number.isFinite(value)) shared[name] = Math.max(min, Math.min(max, value));
   }
   // Out of the address, so that a reload keeps what was said since.
@@ -787,7 +791,7 @@ function connectForms() {
     send();
   };
   find("#candidates").oninput = () => { state.candidates = find("#candidates").value; remember(); };
-  find("#no_sample").onchange = (event) => setDecoding("no_sample", event.target.checked);
+  find("#greedy").onchange = (event) => setDecoding("greedy", event.target.checked);
   find("#seed").oninput = () => {
     const seed = parseInt(find("#seed").value);
     setDecoding("seed", Number.isNaN(seed) ? null : Math.abs(seed) % MAX_SEED);
@@ -807,6 +811,7 @@ async function start() {
   }
   if (!recall()) for (const who of ["agent", "you"]) state.persona[who] = drawPersona();
   find("#model").textContent = config.model;
+  find("#logged").hidden = !config.logs_dialogs;
   makeSliders();
   showWays();
   showAll();
