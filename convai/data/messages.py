@@ -89,7 +89,7 @@ def spoken_in(value: Any, place: str, keys: KeyCheck, losses: Losses) -> Spoken:
         elif spoken.turns:
             losses.counts["messages of the system after the first turn, which are left out"] += 1
         else:
-            spoken.persona.extend(_sentences(text))
+            spoken.persona.extend(persona_of(text))
     return spoken
 
 
@@ -103,8 +103,8 @@ def message_line(persona: Sequence[str], history: Sequence[str]) -> str:
     return json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
 
 
-def _sentences(text: str) -> list[str]:
-    """Return a persona's sentences: a line each, or those of the one line that there is."""
+def persona_of(text: str) -> list[str]:
+    """Return the sentences of the system's message: a line each, or those of the one line that there is."""
     return lines_of(text) if "\n" in text else lines_of("\n".join(_splitter()(text)))
 
 
