@@ -21,7 +21,7 @@ PERSONAS = [[f"{TEXTS[7]} {n}", TEXTS[6], f"i am number {n} ."] for n in range(5
 
 def tiny_agent(is_trained: bool = True) -> DialogAgent:
     """An agent of random weights, greedy, that seldom ends a reply before its length does."""
-    tokenizer = train_vocabulary([*TEXTS, *map(str, range(100))], "gpt2", 400)
+    tokenizer = train_vocabulary([*TEXTS, *map(str, range(100))], "openai-gpt", 400)
     model = talkative_model(tokenizer, n_positions=512, ranking_is_trained=is_trained)
     return DialogAgent(model, tokenizer, settings=DecodingSettings(no_sample=True))
 
@@ -38,22 +38,22 @@ class PageServer:
         self.thread = threading.Thread(target=self.http.run, kwargs={"sockets": [self.socket]}, daemon=True)
         self._n_left: int | None = None  # tokens until the next is held back
         self._is_held, self._may_go = threading.Event(), threading.Event()
-        self._hold_back(service.agent.model)
+        self._hold_back(service.worker)
 
-    def _hold_back(self, model) -> None:
-        """Let each pass of the model wait where the tests say so."""
-        compute = model.next_token_logits
+    def _hold_back(self, worker) -> None:
+        """Let the worker wait where the tests say so."""
+        take_turn = worker._take_turn
 
-        def patient(*args, **options):
-            if self._n_left is not None:
+        def patient() -> None:
+            if self._n_left is not None and worker.n_running:
                 self._n_left -= 1
                 if self._n_left < 0:
                     self._is_held.set()
                     assert self._may_go.wait(timeout=20), "nobody let the reply go on"
                     self._n_left = None
-            return compute(*args, **options)
+            take_turn()
 
-        model.next_token_logits = patient
+        worker._take_turn = patient
 
     def hold_after(self, n_tokens: int) -> None:
         """Hold the next reply back after so many tokens, until let_go."""

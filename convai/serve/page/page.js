@@ -194,7 +194,8 @@ function withPersona(who, messages) {
   const sentences = sentencesOf(who);
   // The line break behind a lone sentence keeps it whole; several have one between them.
   const content = sentences.join("\n") + (sentences.length === 1 ? "\n" : "");
-  return content ? [{ role: "system", content }, ...messages] : messages;
+  const turns = messages.map(({ role, content }) => ({ role, content }));
+  return content ? [{ role: "system", content }, ...turns] : turns;
 }
 
 const MAX_SEED = 2 ** 31;
