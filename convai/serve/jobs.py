@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from convai.options import DecodingSettings
 from convai.serve.errors import ApiError
 from convai.serve.messages import Asked
+
+EndReason = Literal["stop", "length"]
 
 
 class Grown(NamedTuple):
@@ -24,7 +26,7 @@ class Ended(NamedTuple):
     choice: int
     text: str
     rest: str
-    reason: str  # stop or length
+    reason: EndReason
     n_tokens: int
 
 

@@ -20,7 +20,7 @@ from convai.options import ServeOptions
 from convai.serve.contexts import Contexts
 from convai.serve.decoder import BatchDecoder, ReplyRequest
 from convai.serve.errors import ApiError
-from convai.serve.jobs import Ended, Event, Grown, Job, Ranking, Replies, deliver
+from convai.serve.jobs import Ended, EndReason, Event, Grown, Job, Ranking, Replies, deliver
 from convai.serve.metrics import Metrics
 from convai.serve.replies import GrowingReply
 
@@ -186,9 +186,9 @@ class Worker:
             self._decoder.drop(key)
         if row.reply.is_over or end:
             del self._rows[key]
-            self._finish(row.job, row.choice, row.reply, end or "stop")
+            self._finish(row.job, row.choice, row.reply, "length" if end == "length" else "stop")
 
-    def _finish(self, job: Job, choice: int, reply: GrowingReply, reason: str) -> None:
+    def _finish(self, job: Job, choice: int, reply: GrowingReply, reason: EndReason) -> None:
         assert isinstance(job.wish, Replies)
         rest = reply.end(reason)
         if not reply.was_cut:
