@@ -23,7 +23,7 @@ CHAT, RERANK = "/v1/chat/completions", "/v1/rerank"
 
 
 def random_agent(family: str = "openai-gpt", n_positions: int = 512, **changes) -> DialogAgent:
-    """An agent whose ranking head passes for trained. Its replies are nonsense, and differ with all that they answer."""
+    """An agent whose ranking head passes for trained; its replies are nonsense that differs with what they answer."""
     tokenizer = train_vocabulary([*TEXTS, *map(str, range(100))], family, 400)
     model = tiny_model(tokenizer, n_positions=n_positions)
     model.config.ranking_is_trained = True

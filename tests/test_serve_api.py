@@ -304,9 +304,10 @@ def test_rankings_that_are_refused_say_why(server, body, message):
 
 
 def test_what_asks_for_nothing_special_is_taken(server):
-    usual = {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logprobs": False, "logit_bias": {},
-             "presence_penalty": 0, "frequency_penalty": 0.0, "modalities": ["text"], "user": "a", "store": True,
-             "service_tier": "auto", "stream_options": None, "stop": None, "n": None, "parallel_tool_calls": True}  # fmt: skip
+    usual = {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logprobs": False,
+             "logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0, "modalities": ["text"], "user": "a",
+             "store": True, "service_tier": "auto", "stream_options": None, "stop": None, "n": None,
+             "parallel_tool_calls": True}  # fmt: skip
     assert server.reply(**usual) == server.reply()
 
 

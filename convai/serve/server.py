@@ -25,12 +25,16 @@ KEEP_ALIVE = 15  # seconds that a connection may be idle
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address, not listening yet; UserError where it cannot be had."""
+    """Return a socket that listens at an address; UserError where it cannot be had.
+
+    Who calls before the model is loaded waits.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen()
     except OSError as error:
         raise UserError(f"--host {host} --port {port}: cannot listen there: {error.strerror}.") from error
     return listener
