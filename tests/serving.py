@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -33,8 +34,9 @@ def random_agent(family: str = "openai-gpt", n_positions: int = 512, **changes) 
 class Server:
     """A running server."""
 
-    def __init__(self, service: Service, port: int):
+    def __init__(self, service: Service, port: int, stop: Callable[[], None]):
         self.service = service
+        self.stop = stop  # as a signal does
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=60)
@@ -72,13 +74,13 @@ def serving(agent: DialogAgent, keys: list[str] | None = None, name: str = "tiny
     server = make_server(create_app(service, keys or []), service.worker, chosen)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    running = Server(service, port)
+    running = Server(service, port, lambda: server.handle_exit(signal.SIGTERM, None))
     try:
         running.until(lambda: server.started)
         yield running
     finally:
         running.client.close()
-        server.handle_exit(2, None)
+        running.stop()
         thread.join()
 
 

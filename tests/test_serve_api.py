@@ -140,7 +140,6 @@ def test_stops(server):
 def test_greedy_and_sampled_settings(server):
     assert server.reply(temperature=0.001) == server.reply()
     assert sampled(server, top_k=1) == [server.reply()]
-    assert server.reply(num_beams=3) != ""
     assert len(set(sampled(server, top_k=-1, n=8))) > 4
 
 

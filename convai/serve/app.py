@@ -2,7 +2,6 @@
 
 import logging
 import time
-import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,7 +18,7 @@ import convai
 from convai.serve import chat
 from convai.serve.access import Gate, HostNames, Keys, Lock, refusal
 from convai.serve.bodies import BodyLimits
-from convai.serve.errors import ApiError, invalid_request
+from convai.serve.errors import ApiError, invalid_request, log_discreetly
 from convai.serve.jobs import Grown, Job, Ranking
 from convai.serve.pages import add_pages
 from convai.serve.schemas import (
@@ -223,9 +222,7 @@ class Counted:
         try:
             await self.app(scope, receive, send_noted)
         except Exception as error:
-            # Neither message nor values: they may hold what people said.
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("error while answering (%s):\n%s", type(error).__name__, frames)
+            log_discreetly(logger, "answering", error)
             if not status:
                 await refusal(ApiError(500, "the server failed; its log says where"))(scope, receive, send_noted)
         finally:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Collection
 from difflib import get_close_matches
+from logging import Logger
+from traceback import format_tb
 from typing import Any
 
 MAX_NAME = 60  # characters of a field's name in a message
@@ -63,3 +65,8 @@ def invalid_request(found: dict[str, Any], known: Collection[str] = ()) -> ApiEr
         message = f"there is no field {param}" + (f"; did you mean {likely[0]}?" if likely else "")
         return ApiError(400, message, param=param, code="unknown_parameter")
     return ApiError(400, f"{param or 'the body'}: {found['msg'].removeprefix('Value error, ')}", param=param)
+
+
+def log_discreetly(logger: Logger, doing: str, error: BaseException) -> None:
+    """Log where an error of our own came from; neither its message nor values, which may hold what people said."""
+    logger.error("error while %s (%s):\n%s", doing, type(error).__name__, "".join(format_tb(error.__traceback__)))

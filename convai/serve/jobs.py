@@ -13,6 +13,9 @@ from convai.serve.messages import Asked
 EndReason = Literal["stop", "length"]
 
 
+GRACE = 0.5  # seconds within which the model's thread sees for itself that a job is late
+
+
 class Grown(NamedTuple):
     """More of a reply's text, which nothing that follows will change."""
 
@@ -76,10 +79,18 @@ class Job:
 
     async def next_event(self) -> Event:
         """Return what happens next, which is Ranking, or Grown and Ended for each choice; ApiError is raised."""
-        event = await self.events.get()
+        try:
+            async with asyncio.timeout(self.deadline - time.monotonic() + GRACE):
+                event = await self.events.get()
+        except TimeoutError:  # the model's thread is busy with what cannot be interrupted
+            raise late() from None
         if isinstance(event, ApiError):
             raise event
         return event
+
+
+def late() -> ApiError:
+    return ApiError(503, "the reply took longer than this server allows", code="deadline")
 
 
 def deliver(events: Sequence[tuple[Job, Event]]) -> None:

@@ -136,7 +136,6 @@ class ChatRequest(IgnoredFields, UsualFields):
     no_repeat_ngram_size: int | None = Field(
         default=None, ge=0, le=10_000, description="no n-gram of this length twice in a reply; 0: no limit"
     )
-    num_beams: int | None = Field(default=None, ge=1, le=10, description="beam search where above 1")
     seed: int | None = Field(
         default=None, ge=-MAX_SEED - 1, le=MAX_SEED, description="the same request with the same seed gets the same"
     )
