@@ -93,9 +93,10 @@ def spoken_in(value: Any, place: str, keys: KeyCheck, losses: Losses) -> Spoken:
     return spoken
 
 
-def message_line(persona: Sequence[str], history: Sequence[str]) -> str:
-    """Return a dialog that the user began as one line of JSON, which read_messages reads back as it was."""
-    messages = [{"role": (_USER, _ASSISTANT)[i % 2], "content": turn} for i, turn in enumerate(history)]
+def message_line(persona: Sequence[str], history: Sequence[str], agent_begins: bool = False) -> str:
+    """Return a dialog as one line of JSON, which read_messages reads back as it was."""
+    turns = enumerate(history, start=int(agent_begins))
+    messages = [{"role": (_USER, _ASSISTANT)[i % 2], "content": turn} for i, turn in turns]
     if persona:
         # The line break at the end of a lone sentence keeps it from being split where it holds several.
         text = "\n".join(persona) + ("\n" if len(persona) == 1 else "")

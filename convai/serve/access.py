@@ -2,11 +2,13 @@
 
 import hmac
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -153,6 +155,13 @@ class Lock:
             await self.app(scope, receive, send)
 
 
+class _Refusal(JSONResponse):
+    """In ASCII, as a message may name what is no text."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
+
+
 def refusal(error: ApiError) -> JSONResponse:
     """Return the answer to a request that is not carried out."""
-    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+    return _Refusal(error.body, status_code=error.status, headers=error.headers)

@@ -2,13 +2,13 @@
 
 import logging
 import time
-import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -18,13 +18,23 @@ import convai
 from convai.serve import chat
 from convai.serve.access import Gate, HostNames, Keys, Lock, refusal
 from convai.serve.bodies import BodyLimits
-from convai.serve.errors import ApiError, error_body
+from convai.serve.errors import ApiError, invalid_request, log_discreetly
 from convai.serve.jobs import Grown, Job, Ranking
 from convai.serve.pages import add_pages
-from convai.serve.schemas import ChatCompletion, ChatRequest, Ranked, Reranked, RerankRequest, TextDocument
+from convai.serve.schemas import (
+    ChatCompletion,
+    ChatRequest,
+    ErrorAnswer,
+    Ranked,
+    Reranked,
+    RerankRequest,
+    TextDocument,
+)
+from convai.serve.schemas import Message as ChatMessage
 from convai.serve.service import Service
 
 logger = logging.getLogger(__name__)
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorAnswer, "description": "refused: why, in words"}}
 DESCRIPTION = "A dialog agent with a persona, as OpenAI's clients and rerankers' know it."
 
 
@@ -35,11 +45,11 @@ def create_app(service: Service, keys: list[str]) -> ASGIApp:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
         yield
-        service.worker.stop()
+        service.close()
 
     api = FastAPI(
         title="convai", description=DESCRIPTION, version=convai.__version__, lifespan=lifespan, docs_url=None,
-        redoc_url=None,
+        redoc_url=None, dependencies=[Depends(HTTPBearer(auto_error=False))] if keys else [],
     )  # fmt: skip
     add_errors(api)
     add_api(api, service)
@@ -62,7 +72,7 @@ def create_app(service: Service, keys: list[str]) -> ASGIApp:
 def add_api(api: FastAPI, service: Service) -> None:
     """Add what clients know: chat completions, rankings, models."""
 
-    @api.post("/v1/chat/completions", response_model=ChatCompletion)
+    @api.post("/v1/chat/completions", response_model=ChatCompletion, tags=["dialog"], responses=ERRORS)
     async def chat_completions(wish: ChatRequest, request: Request) -> Any:
         """Reply to a dialog. The system's message is the agent's persona, a sentence a line."""
         job, n = service.reply_job(wish)
@@ -72,6 +82,7 @@ def add_api(api: FastAPI, service: Service) -> None:
             ended = await chat.unless_gone(request, chat.until_ended(job, n))
         finally:
             service.worker.forget(job)
+        service.log(job, wish, ended)
         return JSONResponse(chat.completion(service.name, job, ended).model_dump())
 
     async def stream(wish: ChatRequest, job: Job, n: int, request: Request) -> Response:
@@ -84,9 +95,14 @@ def add_api(api: FastAPI, service: Service) -> None:
             service.metrics.first_text.observe(time.monotonic() - job.born)
         has_usage = bool(wish.stream_options and wish.stream_options.include_usage)
         replies = chat.EventStream(service.name, job, n, has_usage)
-        return JobStream(replies.events(first), lambda: service.worker.forget(job))
 
-    @api.post("/v1/rerank", response_model=Reranked, response_model_exclude_none=True)
+        def at_end() -> None:
+            service.worker.forget(job)
+            service.log(job, wish, replies.ended)
+
+        return JobStream(replies.events(first), at_end)
+
+    @api.post("/v1/rerank", response_model=Reranked, tags=["dialog"], responses=ERRORS)
     async def rerank(wish: RerankRequest, request: Request) -> Any:
         """Rank candidate replies to a dialog, best first."""
         job, rank_by = service.score_job(wish)
@@ -109,12 +125,12 @@ def add_api(api: FastAPI, service: Service) -> None:
         answer = Reranked(id=chat.new_id("rerank"), model=service.name, rank_by=rank_by, results=results, usage=usage)
         return JSONResponse(answer.model_dump(exclude_none=True))
 
-    @api.get("/v1/models")
+    @api.get("/v1/models", tags=["dialog"])
     async def models() -> dict[str, Any]:
         """List the one model that there is."""
         return {"object": "list", "data": service.models()}
 
-    @api.get("/v1/models/{name:path}")
+    @api.get("/v1/models/{name:path}", tags=["dialog"])
     async def model(name: str) -> dict[str, Any]:
         """Describe the model of that name."""
         service.check_model(name)
@@ -124,24 +140,24 @@ def add_api(api: FastAPI, service: Service) -> None:
 def add_page_data(api: FastAPI, service: Service) -> None:
     """Add what the page asks for, and what those who run the server do."""
 
-    @api.get("/api/config")
+    @api.get("/api/config", tags=["page"])
     async def config() -> dict[str, Any]:
         """Tell how replies are chosen by default, what limits there are, and by what candidates can be ranked."""
         return service.config()
 
-    @api.get("/api/personas")
+    @api.get("/api/personas", tags=["page"])
     async def personas() -> dict[str, list[list[str]]]:
         """List personas to shuffle."""
         return {"personas": service.personas}
 
-    @api.get("/health")
+    @api.get("/health", tags=["operation"])
     async def health() -> Response:
         """Tell whether replies can be had."""
         if service.worker.is_well:
             return JSONResponse({"status": "ok", "model": service.name})
         return JSONResponse({"status": "shutting down"}, status_code=503)
 
-    @api.get("/metrics")
+    @api.get("/metrics", tags=["operation"])
     async def metrics() -> Response:
         """Tell Prometheus of requests, latencies, tokens, the queue and batch sizes."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -149,6 +165,7 @@ def add_page_data(api: FastAPI, service: Service) -> None:
 
 def add_errors(api: FastAPI) -> None:
     """Have every error answered in OpenAI's form, without repeating what was sent."""
+    known = {*ChatRequest.model_fields, *RerankRequest.model_fields, *ChatMessage.model_fields}
 
     async def refused(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -156,19 +173,13 @@ def add_errors(api: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        found = error.errors()[0]
-        param = ".".join(str(part) for part in found["loc"][1:]) or None
-        if found["type"] == "json_invalid":
-            message, param = f"the body is not JSON: {found['ctx']['error']}", None
-        else:
-            message = f"{param or 'the body'}: {found['msg'].removeprefix('Value error, ')}"
-        return JSONResponse(error_body(400, message, param), status_code=400)
+        return refusal(invalid_request(error.errors()[0], known))
 
     async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = {404: "there is nothing at this path", 405: "this path takes other methods"}
-        body = error_body(error.status_code, message.get(error.status_code, str(error.detail)))
-        return JSONResponse(body, status_code=error.status_code, headers=dict(error.headers or {}))
+        text = message.get(error.status_code, str(error.detail))
+        return refusal(ApiError(error.status_code, text, headers=dict(error.headers or {})))
 
     api.add_exception_handler(ApiError, refused)
     api.add_exception_handler(RequestValidationError, invalid)
@@ -178,7 +189,7 @@ def add_errors(api: FastAPI) -> None:
 class JobStream(StreamingResponse):
     """Server-sent events of a job, whose place is free once they end or the client has gone."""
 
-    def __init__(self, events: AsyncIterator[str], at_end: Any):
+    def __init__(self, events: AsyncIterator[str], at_end: Callable[[], None]):
         super().__init__(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
         self._at_end = at_end
 
@@ -211,9 +222,7 @@ class Counted:
         try:
             await self.app(scope, receive, send_noted)
         except Exception as error:
-            # Neither message nor values: they may hold what people said.
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("error while answering (%s):\n%s", type(error).__name__, frames)
+            log_discreetly(logger, "answering", error)
             if not status:
                 await refusal(ApiError(500, "the server failed; its log says where"))(scope, receive, send_noted)
         finally:

@@ -30,6 +30,7 @@ class BodyLimits:
                 raise ApiError(415, "send JSON, with Content-Type: application/json")
             body = await self._read(receive, headers)
         except ApiError as error:
+            error.headers["Connection"] = "close"  # what is still to come of the body is of no use
             await refusal(error)(scope, receive, send)
             return
         if body is None:  # the client has gone

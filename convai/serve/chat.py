@@ -33,7 +33,7 @@ def settings_of(wish: ChatRequest, options: ServeOptions) -> DecodingSettings:
         is_greedy = wish.temperature < GREEDY_BELOW
         changes |= {"no_sample": is_greedy, "num_beams": 1}
         changes |= {} if is_greedy else {"temperature": wish.temperature}
-    for name in ("top_p", "no_repeat_ngram_size", "num_beams"):
+    for name in ("top_p", "no_repeat_ngram_size"):
         if (value := getattr(wish, name)) is not None:
             changes[name] = value
     if wish.top_k is not None:

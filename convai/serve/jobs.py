@@ -4,11 +4,16 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from convai.options import DecodingSettings
 from convai.serve.errors import ApiError
 from convai.serve.messages import Asked
+
+EndReason = Literal["stop", "length"]
+
+
+GRACE = 0.5  # seconds within which the model's thread sees for itself that a job is late
 
 
 class Grown(NamedTuple):
@@ -24,7 +29,7 @@ class Ended(NamedTuple):
     choice: int
     text: str
     rest: str
-    reason: str  # stop or length
+    reason: EndReason
     n_tokens: int
 
 
@@ -74,10 +79,18 @@ class Job:
 
     async def next_event(self) -> Event:
         """Return what happens next, which is Ranking, or Grown and Ended for each choice; ApiError is raised."""
-        event = await self.events.get()
+        try:
+            async with asyncio.timeout(self.deadline - time.monotonic() + GRACE):
+                event = await self.events.get()
+        except TimeoutError:  # the model's thread is busy with what cannot be interrupted
+            raise late() from None
         if isinstance(event, ApiError):
             raise event
         return event
+
+
+def late() -> ApiError:
+    return ApiError(503, "the reply took longer than this server allows", code="deadline")
 
 
 def deliver(events: Sequence[tuple[Job, Event]]) -> None:

@@ -1,6 +1,6 @@
 """What Prometheus reads at /metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
@@ -14,17 +14,27 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        own = {"namespace": "convai", "registry": self.registry}
-        self.requests = Counter("requests", "requests answered", ["route", "status"], **own)
-        self.seconds = Histogram("request_seconds", "from request to answer", ["route"], buckets=SECONDS, **own)
-        self.first_text = Histogram(
-            "first_text_seconds", "from request to the reply's first text, of streamed replies", buckets=SECONDS, **own
+        registry = self.registry
+
+        def counter(name: str, meaning: str, labels: Sequence[str] = ()) -> Counter:
+            return Counter(name, meaning, labels, namespace="convai", registry=registry)
+
+        def histogram(name: str, meaning: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
+            return Histogram(name, meaning, labels, namespace="convai", registry=registry, buckets=buckets)
+
+        def gauge(name: str, meaning: str) -> Gauge:
+            return Gauge(name, meaning, namespace="convai", registry=registry)
+
+        self.requests = counter("requests", "requests answered", ["route", "status"])
+        self.seconds = histogram("request_seconds", "from request to the answer's end", SECONDS, ["route"])
+        self.first_text = histogram(
+            "first_text_seconds", "from request to the reply's first text, of streamed replies", SECONDS
         )
-        self.prompt_tokens = Counter("prompt_tokens", "tokens read", **own)
-        self.reply_tokens = Counter("reply_tokens", "tokens generated", **own)
-        self.batch_size = Histogram("batch_size", "replies that grew by a token together", buckets=SIZES, **own)
-        self._waiting = Gauge("waiting", "requests that wait", **own)
-        self._running = Gauge("running", "replies that are being generated", **own)
+        self.prompt_tokens = counter("prompt_tokens", "tokens read")
+        self.reply_tokens = counter("reply_tokens", "tokens generated")
+        self.batch_size = histogram("batch_size", "replies that grew by a token together", SIZES)
+        self._waiting = gauge("waiting", "requests that wait")
+        self._running = gauge("running", "replies that are being generated")
 
     def watch(self, n_waiting: Callable[[], int], n_running: Callable[[], int]) -> None:
         """Have the numbers of what waits and runs asked for when the metrics are read."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from convai.data.store import TokenIds
 from convai.dialog.terminal import settled
 from convai.model.tokenization import DialogTokenizer
+from convai.serve.jobs import EndReason
 
 
 class GrowingReply:
@@ -13,7 +14,7 @@ class GrowingReply:
     def __init__(self, tokenizer: DialogTokenizer, stops: Sequence[str], is_streamed: bool):
         self.ids: TokenIds = []
         self.text = ""  # as far as it is known; whole once it `is_over`
-        self.reason = "stop"
+        self.reason: EndReason = "stop"
         self.is_over = False
         self._tokenizer = tokenizer
         self._stops = stops
@@ -31,7 +32,7 @@ class GrowingReply:
             return ""
         return self._grown(len(self.text) - self._n_held_back())
 
-    def end(self, reason: str) -> str:
+    def end(self, reason: EndReason) -> str:
         """The reply is over, for a `reason` that a stop overrides; return what of its text was not returned before."""
         if not self.is_over:
             self.is_over = True

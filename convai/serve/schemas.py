@@ -6,9 +6,12 @@ change nothing here are taken and left; those that would change the answer are r
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from convai.model.word_splitting import join_surrogates
 from convai.options import MAX_SEED, RANKINGS
+
+Text = Annotated[str, AfterValidator(join_surrogates)]  # JSON can hold halves of characters, answers cannot
 
 Role = Literal["system", "developer", "user", "assistant"]
 # Of OpenAI's fields: the values of each that ask for nothing special. Other values are refused.
@@ -38,14 +41,14 @@ class Strict(BaseModel):
 
 class TextPart(Strict):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Strict):
     """One turn, or the persona."""
 
     role: Role = Field(description="system: the persona, a sentence a line; then user and assistant in turn")
-    content: str | list[TextPart] | None = Field(
+    content: Text | list[TextPart] | None = Field(
         default=None, description="text; null only where an assistant said nothing"
     )
     name: str | None = None
@@ -133,11 +136,10 @@ class ChatRequest(IgnoredFields, UsualFields):
     no_repeat_ngram_size: int | None = Field(
         default=None, ge=0, le=10_000, description="no n-gram of this length twice in a reply; 0: no limit"
     )
-    num_beams: int | None = Field(default=None, ge=1, le=10, description="beam search where above 1")
     seed: int | None = Field(
         default=None, ge=-MAX_SEED - 1, le=MAX_SEED, description="the same request with the same seed gets the same"
     )
-    stop: str | list[str] | None = Field(default=None, description="text that ends the reply and is not part of it")
+    stop: Text | list[Text] | None = Field(default=None, description="text that ends the reply and is not part of it")
 
     @field_validator("stop")
     @classmethod
@@ -155,15 +157,15 @@ class ChatRequest(IgnoredFields, UsualFields):
 
 
 class TextDocument(Strict):
-    text: str
+    text: Text
 
 
 class RerankRequest(Strict):
     """Candidate replies to rank, in the shape of Cohere's and Jina's rerankers."""
 
-    query: str | None = Field(default=None, description="the user's turn to answer; or give messages")
+    query: Text | None = Field(default=None, description="the user's turn to answer; or give messages")
     messages: list[Message] | None = Field(default=None, description="persona and dialog, as for chat completions")
-    documents: list[str | TextDocument] = Field(min_length=1, description="the candidates")
+    documents: list[Text | TextDocument] = Field(min_length=1, description="the candidates")
     model: str | None = Field(default=None, description="as GET /v1/models names it")
     rank_by: str | None = Field(default=None, description=f"one of {', '.join(RANKINGS)}; GET /api/config tells which")
     top_n: int | None = Field(default=None, ge=1, description="return the best so many; without it, all")
@@ -172,6 +174,17 @@ class RerankRequest(Strict):
     @property
     def candidates(self) -> list[str]:
         return [one if isinstance(one, str) else one.text for one in self.documents]
+
+
+class ErrorContent(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorContent
 
 
 class Usage(BaseModel):

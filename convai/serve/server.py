@@ -3,9 +3,12 @@
 import asyncio
 import ipaddress
 import logging
+import math
 import signal
 import socket
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,16 +25,18 @@ KEEP_ALIVE = 15  # seconds that a connection may be idle
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address, not listening yet; UserError where it cannot be had."""
+    """Return a socket that listens at an address; UserError where it cannot be had.
+
+    Who calls before the model is loaded waits.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen()
     except OSError as error:
-        raise UserError(
-            f"--host {host} --port {port}: cannot listen there: {error.strerror}."
-        ) from error
+        raise UserError(f"--host {host} --port {port}: cannot listen there: {error.strerror}.") from error
     return listener
 
 
@@ -46,9 +51,17 @@ def url_of(listener: socket.socket) -> str:
 
 def serve(app: ASGIApp, listener: socket.socket, worker: Worker, options: ServeOptions) -> None:
     """Answer until Ctrl-C or SIGTERM; then finish what runs. A second Ctrl-C ends that, too."""
+    # uvicorn raises the signals it was ended by once more; to have ended as asked is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    make_server(app, worker, options).run(sockets=[listener])
+
+
+def make_server(app: ASGIApp, worker: Worker, options: ServeOptions) -> "Server":
+    """Return a server that is ready to run."""
     config = uvicorn.Config(
         app,
-        http=PunctualProtocol,
+        http=partial(PunctualProtocol, seconds=options.send_timeout),  # type: ignore[arg-type] # made as the class is
         ws="none",
         lifespan="on",
         log_config=None,
@@ -58,14 +71,9 @@ def serve(app: ASGIApp, listener: socket.socket, worker: Worker, options: ServeO
         h11_max_incomplete_event_size=MAX_HEADERS,
         limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=int(options.deadline) + 1,
+        timeout_graceful_shutdown=math.ceil(options.deadline) + 1,
     )
-    PunctualProtocol.seconds = options.send_timeout
-    server = Server(config, worker)
-    # uvicorn raises the signals it was ended by once more; to have ended as asked is no failure.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    server.run(sockets=[listener])
+    return Server(config, worker)
 
 
 class Server(uvicorn.Server):
@@ -83,8 +91,10 @@ class Server(uvicorn.Server):
 class PunctualProtocol(H11Protocol):
     """Closes connections whose request does not come in time; BodyLimits sees to the body's."""
 
-    seconds = 15.0
-    _patience: asyncio.TimerHandle | None = None
+    def __init__(self, *arguments: Any, seconds: float, **options: Any):
+        super().__init__(*arguments, **options)
+        self._seconds = seconds
+        self._patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
@@ -107,7 +117,7 @@ class PunctualProtocol(H11Protocol):
     def _expect_request(self) -> None:
         is_answering = self.cycle and not self.cycle.response_complete
         if self._patience is None and not is_answering:
-            self._patience = self.loop.call_later(self.seconds, self.transport.close)
+            self._patience = self.loop.call_later(self._seconds, self.transport.close)
 
     def _be_patient(self) -> None:
         if self._patience is not None:

@@ -1,23 +1,28 @@
 """One served agent: its worker, and what requests may ask of it."""
 
+import logging
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import convai
 from convai.dialog.agent import DialogAgent
-from convai.errors import NoFigure
+from convai.errors import NoFigure, disk_reason
 from convai.options import MAX_SEED, RANKINGS, ServeOptions
 from convai.serve.chat import seeds_of, settings_of
 from convai.serve.contexts import Contexts
+from convai.serve.dialog_log import DialogLog
 from convai.serve.errors import ApiError
-from convai.serve.jobs import Job, Replies, Scores
+from convai.serve.jobs import Ended, Job, Replies, Scores
 from convai.serve.messages import Asked, check_characters, dialog_of
 from convai.serve.metrics import Metrics
 from convai.serve.schemas import ChatRequest, RerankRequest
 from convai.serve.worker import Worker
 
+logger = logging.getLogger(__name__)
 MAX_PERSONAS = 500  # that the page draws from
 
 
@@ -33,8 +38,8 @@ class Service:
         self.worker = Worker(Contexts(agent), options, self.metrics)
         self.metrics.watch(lambda: self.worker.n_waiting, lambda: self.worker.n_running)
         self._rng = random.SystemRandom() if options.seed is None else random.Random(options.seed)
-        some = random.Random(0).sample(personas, min(len(personas), MAX_PERSONAS))
-        self.personas = some
+        self.personas = random.Random(0).sample(personas, min(len(personas), MAX_PERSONAS))
+        self._log = DialogLog(Path(options.log_dialogs)) if options.log_dialogs else None
 
     def reply_job(self, wish: ChatRequest) -> tuple[Job, int]:
         """Put a request for replies in line and return it with their number; ApiError where it is refused."""
@@ -109,6 +114,24 @@ class Service:
             "rank_by": {"choices": self.rankings, "default": self.rankings[0]},
             "logs_dialogs": bool(options.log_dialogs),
         }
+
+    def log(self, job: Job, wish: ChatRequest, ended: Sequence[Ended]) -> None:
+        """Keep a dialog where that was asked for, unless the request says "store": false."""
+        if self._log is None or wish.store is False:
+            return
+        assert isinstance(job.wish, Replies)
+        persona, turns = job.wish.asked
+        try:
+            for one in ended:
+                self._log.add(persona, turns, one.text)
+        except OSError as error:  # the reply is no worse for it
+            logger.warning("--log_dialogs %s: a dialog is lost: %s", self.options.log_dialogs, disk_reason(error))
+
+    def close(self) -> None:
+        """End the worker and the log."""
+        self.worker.stop()
+        if self._log is not None:
+            self._log.close()
 
     def models(self) -> list[dict[str, Any]]:
         return [{"id": self.name, "object": "model", "created": self.created, "owned_by": "convai"}]

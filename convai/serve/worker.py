@@ -8,19 +8,18 @@ import logging
 import math
 import threading
 import time
-import traceback
 from collections import deque
 from dataclasses import dataclass
 
 import torch
 
+from convai.dialog.batch_decoder import BatchDecoder, ReplyRequest
 from convai.dialog.decoding import generate_replies
 from convai.errors import UserError
 from convai.options import ServeOptions
 from convai.serve.contexts import Contexts
-from convai.serve.decoder import BatchDecoder, ReplyRequest
-from convai.serve.errors import ApiError
-from convai.serve.jobs import Ended, Event, Grown, Job, Ranking, Replies, deliver
+from convai.serve.errors import ApiError, log_discreetly
+from convai.serve.jobs import Ended, EndReason, Event, Grown, Job, Ranking, Replies, deliver, late
 from convai.serve.metrics import Metrics
 from convai.serve.replies import GrowingReply
 
@@ -122,7 +121,7 @@ class Worker:
         for key, row in list(self._rows.items()):
             if row.job.is_gone or row.job.is_late:
                 self._leave(key)
-                self._fail(row.job, _late(self._options))
+                self._fail(row.job, late())
         self._admit()
         if self._rows:
             self._metrics.batch_size.observe(len(self._rows))
@@ -165,7 +164,7 @@ class Worker:
             if self._is_draining:
                 self._post(job, ApiError(503, "the server is shutting down", headers={"Retry-After": "10"}))
             elif job.is_late:
-                self._post(job, _late(self._options))
+                self._post(job, late())
             elif not job.is_gone:
                 return job
 
@@ -186,9 +185,9 @@ class Worker:
             self._decoder.drop(key)
         if row.reply.is_over or end:
             del self._rows[key]
-            self._finish(row.job, row.choice, row.reply, end or "stop")
+            self._finish(row.job, row.choice, row.reply, "length" if end == "length" else "stop")
 
-    def _finish(self, job: Job, choice: int, reply: GrowingReply, reason: str) -> None:
+    def _finish(self, job: Job, choice: int, reply: GrowingReply, reason: EndReason) -> None:
         assert isinstance(job.wish, Replies)
         rest = reply.end(reason)
         if not reply.was_cut:
@@ -233,9 +232,7 @@ class Worker:
 
     def _fail_all(self, error: Exception) -> None:
         """After an error within the model: end what runs, and start with a fresh batch."""
-        # Neither message nor values: they may hold what people said.
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        logger.error("error while generating (%s):\n%s", type(error).__name__, frames)
+        log_discreetly(logger, "generating", error)
         for job in {row.job for row in self._rows.values()}:
             self._fail(job, ApiError(500, "the reply failed; the server's log says where"))
         self._rows.clear()
@@ -248,7 +245,3 @@ class Worker:
         if self._outbox:
             events, self._outbox = self._outbox, []
             events[0][0].loop.call_soon_threadsafe(deliver, events)
-
-
-def _late(options: ServeOptions) -> ApiError:
-    return ApiError(503, f"the reply took longer than {options.deadline:g} s", code="deadline")
