@@ -65,10 +65,16 @@ def messages(turns: list[str], persona: list[str] = PERSONA) -> list[dict[str, s
 
 
 @contextlib.contextmanager
-def serving(agent: DialogAgent, keys: list[str] | None = None, name: str = "tiny", **options: Any) -> Iterator[Server]:
+def serving(
+    agent: DialogAgent,
+    keys: list[str] | None = None,
+    name: str = "tiny",
+    personas: list[list[str]] = [PERSONA],  # noqa: B006
+    **options: Any,
+) -> Iterator[Server]:
     """Run a server of an agent within this block."""
     chosen = ServeOptions(**({"device": "cpu", "port": 0, "seed": 1} | options))
-    service = Service(agent, chosen, name, [PERSONA])
+    service = Service(agent, chosen, name, personas)
     listener = open_socket("127.0.0.1", chosen.port)
     port = listener.getsockname()[1]
     server = make_server(create_app(service, keys or []), service.worker, chosen)

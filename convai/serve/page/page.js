@@ -219,11 +219,11 @@ function showCard(who) {
 }
 
 function sentenceRow(who, sentence, number) {
-  const name = `entence ${number + 1} of ${WHOSE[who]} persona`;
-  const text = make("textarea", { value: sentence, rows: 1, maxLength: 500, aria: { label: `S${name}` } });
+  const where = `${number + 1} of ${WHOSE[who]} persona`;
+  const text = make("textarea", { value: sentence, rows: 1, maxLength: 500, aria: { label: `Sentence ${where}` } });
   text.oninput = () => { state.persona[who][number] = text.value; remember(); };
   text.onkeydown = (event) => editSentences(event, who, number);
-  const remove = make("button", { className: "bare", aria: { label: `Remove s${name}` } }, icon("remove"));
+  const remove = make("button", { className: "bare", aria: { label: `Remove sentence ${where}` } }, icon("remove"));
   remove.onclick = () => removeSentence(who, number);
   return make("li", {}, text, remove);
 }
@@ -254,6 +254,19 @@ function removeSentence(who, number) {
   announce("Sentence removed.");
 }
 
+function clearPersona(who) {
+  const before = state.persona[who];
+  if (before.length === 0) return;
+  changePersona(who, []);
+  toast("No persona.", "Bring it back", () => changePersona(who, before));
+}
+
+function changePersona(who, sentences) {
+  state.persona[who] = sentences;
+  remember();
+  showCard(who);
+}
+
 /** Draw a persona that is neither the agent's nor yours. */
 function drawPersona() {
   const taken = Object.values(state.persona).map((persona) => JSON.stringify(persona));
@@ -267,7 +280,7 @@ function shuffle(who) {
   const persona = { ...state.persona, [who]: drawPersona() };
   announce(`${who === "agent" ? "The agent is" : "You are"} now: ${persona[who].join(" ")}`);
   if (who === "agent") replaceState({ persona, messages: [] }, "Another agent, so the dialog starts anew.");
-  else { state.persona = persona; remember(); showCard(who); }
+  else changePersona(who, persona[who]);
 }
 
 // ---- The dialog ----------------------------------------------------------------------------------------------------
@@ -508,7 +521,7 @@ const softmax = (scores) => {
   const sum = weights.reduce((a, b) => a + b, 0);
   return weights.map((weight) => weight / sum);
 };
-const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
+const percent = (share) => (share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`);
 const signed = (score) => `${score < 0 ? "−" : "+"}${Math.abs(score).toFixed(2)}`;
 const exponential = (scores) => scores.map(Math.exp);
 const WAYS = {
@@ -775,9 +788,10 @@ function connectButtons() {
   find(".skip").onclick = () => showPart("chat");
   for (const button of all("dialog .close")) button.onclick = () => button.closest("dialog").close("");
   for (const button of all("nav button")) button.onclick = () => showPart(button.dataset.show);
+  const withCard = { add: addSentence, clear: clearPersona, shuffle };
   for (const button of all("[data-do]")) {
     const { card } = button.closest("[data-card]").dataset;
-    button.onclick = () => (button.dataset.do === "add" ? addSentence(card) : shuffle(card));
+    button.onclick = () => withCard[button.dataset.do](card);
   }
 }
 
