@@ -162,6 +162,12 @@ def test_by_keyboard_alone(talk: Talk):
         talk.page.keyboard.press(key)
         talk.page.wait_for_selector("#send:visible")
         assert len(talk.turns()) == n_turns
+    talk.say("hello !")
+    for button, after in (("again", "say"), ("undo", "say")):  # no button takes the focus with it
+        talk.page.locator(f"#{button}").focus()
+        talk.page.keyboard.press("Enter")
+        talk.page.wait_for_selector("#send:visible")
+        assert talk.focused() == after, button
     persona = talk.persona()
     talk.page.keyboard.press("Alt+KeyP")
     assert talk.persona() != persona

@@ -194,7 +194,8 @@ function withPersona(who, messages) {
   const sentences = sentencesOf(who);
   // The line break behind a lone sentence keeps it whole; several have one between them.
   const content = sentences.join("\n") + (sentences.length === 1 ? "\n" : "");
-  const turns = messages.map(({ role, content }) => ({ role, content }));
+  // More than the server takes could not be seen by the model either.
+  const turns = messages.slice(1 - config.limits.messages).map(({ role, content }) => ({ role, content }));
   return content ? [{ role: "system", content }, ...turns] : turns;
 }
 
@@ -220,7 +221,8 @@ function showCard(who) {
 
 function sentenceRow(who, sentence, number) {
   const where = `${number + 1} of ${WHOSE[who]} persona`;
-  const text = make("textarea", { value: sentence, rows: 1, maxLength: 500, aria: { label: `Sentence ${where}` } });
+  const aria = { label: `Sentence ${where}` };
+  const text = make("textarea", { value: sentence, rows: 1, maxLength: 500, dir: "auto", aria });
   text.oninput = () => { state.persona[who][number] = text.value; remember(); };
   text.onkeydown = (event) => editSentences(event, who, number);
   const remove = make("button", { className: "bare", aria: { label: `Remove sentence ${where}` } }, icon("remove"));
@@ -332,6 +334,7 @@ function watchScrolling() {
 function showButtons() {
   const isBusy = reply !== null;
   const n = state.messages.length;
+  const focused = document.activeElement;
   find("#send").hidden = isBusy;
   find("#stop").hidden = !isBusy;
   find("#again").disabled = isBusy || n === 0;
@@ -339,11 +342,13 @@ function showButtons() {
   find("#fresh").disabled = n === 0;
   find("#begin").disabled = isBusy;
   find("#suggest").disabled = isBusy || state.messages.at(-1)?.role === "user"; // then it is not your turn
+  if (focused.disabled || focused.hidden) find(isBusy ? "#stop" : "#say").focus();
 }
 
 /** Show what went wrong under the dialog, with a button that tries again; nothing to take it away. */
 function problem(text, again) {
   const retry = again && make("button", { onclick: () => { problem(""); again(); } }, icon("again"), "Try again");
+  if (find("#problem").contains(document.activeElement)) find("#say").focus();
   find("#problem").replaceChildren(...(text ? [make("p", {}, text), retry].filter(Boolean) : []));
   follow(true);
 }
@@ -633,6 +638,7 @@ function useCandidate(content) {
   remember();
   showDialog();
   announce(`Agent: ${content}`);
+  find("#score").focus(); // as the button is gone
 }
 
 let ranking = false;
@@ -717,11 +723,16 @@ let toastTimer = 0;
 
 function toast(text, label, act) {
   const box = find("#toast");
-  const button = act && make("button", { className: "small", onclick: () => { box.hidden = true; act(); } }, label);
+  const button = act && make("button", { className: "small" }, label);
+  if (button) button.onclick = () => { box.hidden = true; act(); find("#say").focus(); };
   box.replaceChildren(...[make("span", {}, text), button].filter(Boolean));
   box.hidden = false;
+  const end = () => {
+    if (!box.matches(":hover, :focus-within")) box.hidden = true;
+    else toastTimer = setTimeout(end, 2_000);
+  };
   clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => (box.hidden = true), act ? 15_000 : 6_000);
+  toastTimer = setTimeout(end, act ? 15_000 : 6_000);
 }
 
 // ---- Keys and appearance -------------------------------------------------------------------------------------------
