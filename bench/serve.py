@@ -6,6 +6,8 @@
 Beside it, in the same run and on the same model, batches of 16 without a server, and one reply after the other. Clients
 are in a process of their own; each sends its next request as soon as it has the last one's reply. All replies have the
 same length, which is the hardest for the server: where they differ, others fill the places of those that are whole.
+Each rate is given by the clock and by the time that this process has computed, which other programs do not change; on a
+GPU only the first means something.
 """
 
 import json
@@ -68,6 +70,7 @@ class Load:
         n = max(2 * max(options.clients), options.replies, BATCH)
         self.contexts = [found[i % len(found)] for i in range(n)]
         self.rates: dict[str, list[float]] = {}
+        self.cpu_rates: dict[str, list[float]] = {}  # a second of this process's own, which others do not take from
         self.first_text: dict[str, list[float]] = {}
 
     def take_turns(self) -> None:
@@ -78,8 +81,10 @@ class Load:
         } | {f"{n} clients": lambda n=n: self.served(n) for n in self.options.clients}
         for turn in range(self.options.repeats):
             for name, work in ways.items():
+                busy = time.process_time()
                 n_replies, seconds = work()
                 self.rates.setdefault(name, []).append(n_replies / seconds)
+                self.cpu_rates.setdefault(name, []).append(n_replies / (time.process_time() - busy))
                 print(f"turn {turn + 1}: {name}: {n_replies / seconds:.3g} replies/s", file=sys.stderr, flush=True)
 
     def without_server(self, batch_size: int) -> tuple[int, float]:
@@ -112,12 +117,15 @@ class Load:
         return n, answer["seconds"]
 
     def report(self) -> Iterator[dict[str, Any]]:
-        """Yield a line for each way: the medians of its rate and of its ratios to those without a server."""
-        measured = {name: Measurement(rates, None) for name, rates in self.rates.items()}
-        for name, one in measured.items():
-            line: dict[str, Any] = {"name": name, "replies_per_s": round(one.rate, 3)}
-            for other in (f"batches of {BATCH}", "one by one"):
-                line[f"times_{other.replace(' ', '_')}"] = round(ratio(one, measured[other]), 3)
+        """Yield a line for each way: the medians of its rates and of their ratios to those without a server."""
+        for name in self.rates:
+            line: dict[str, Any] = {"name": name}
+            for unit, rates in (("s", self.rates), ("cpu_s", self.cpu_rates)):
+                measured = {other: Measurement(one, None) for other, one in rates.items()}
+                line[f"replies_per_{unit}"] = round(measured[name].rate, 3)
+                for other in (f"batches of {BATCH}", "one by one"):
+                    times = ratio(measured[name], measured[other])
+                    line[f"times_{other.replace(' ', '_')}_by_{unit}"] = round(times, 3)
             if times := sorted(self.first_text.get(name, [])):
                 line["first_text_ms"] = round(1000 * statistics.median(times))
                 line["first_text_ms_p95"] = round(1000 * times[int(0.95 * (len(times) - 1))])

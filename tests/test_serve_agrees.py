@@ -9,6 +9,7 @@ from slow_decoding import talkative_model
 
 from convai.dialog.agent import DialogAgent
 from convai.dialog.decoding import DecodingSettings
+from convai.dialog.terminal import printable
 from convai.model.loading import save_model
 
 chat = chat_program.chat
@@ -43,7 +44,7 @@ def served_replies(checkpoint, precision: str = "fp32") -> list[str]:
         said: list[str] = []
         for turn in TURNS:
             said += [turn, server.reply([*said, turn], PERSONA, no_repeat_ngram_size=1)]
-    return said[1::2]
+    return list(map(printable, said[1::2]))  # as the chat shows them
 
 
 def test_chat_and_api(checkpoint, in_chat):
