@@ -19,15 +19,16 @@ from convai.options import ServeOptions, serve_parser
 def main() -> None:
     options = serve_parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    from convai.serve.access import is_loopback, read_keys
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not a line for each broken request
+    from convai.serve.access import read_keys, warning_of
 
     keys = read_keys(options.api_key_file)
     folder = locate_finetuned(options.model, options.model_checkpoint)
     from convai.serve.server import open_socket, serve, url_of
 
     listener = open_socket(options.host, options.port)
-    if not (keys or is_loopback(options.host)):
-        say("warning: whoever reaches this address may use the model; set CONVAI_API_KEY or --api_key_file.")
+    if warning := warning_of(options.host, keys):
+        say(f"warning: {warning}")
     say(f"loading {folder} ...")
     # These imports take seconds, so they come after all that can be refused without them.
     from convai.dialog.loading import load_agent

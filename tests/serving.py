@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
-from conftest import TEXTS, tiny_model
+from conftest import TEXTS
+from slow_decoding import talkative_model
 
 from convai.dialog.agent import DialogAgent
 from convai.model.tokenization import train_vocabulary
@@ -26,7 +27,7 @@ CHAT, RERANK = "/v1/chat/completions", "/v1/rerank"
 def random_agent(family: str = "openai-gpt", n_positions: int = 512, **changes) -> DialogAgent:
     """An agent whose ranking head passes for trained; its replies are nonsense that differs with what they answer."""
     tokenizer = train_vocabulary([*TEXTS, *map(str, range(100))], family, 400)
-    model = tiny_model(tokenizer, n_positions=n_positions)
+    model = talkative_model(tokenizer, n_positions=n_positions)
     model.config.ranking_is_trained = True
     return DialogAgent(model, tokenizer, **changes)
 

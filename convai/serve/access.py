@@ -59,6 +59,13 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def warning_of(host: str, keys: Sequence[str]) -> str:
+    """Return what whoever starts a server should know of who may use it, "" where that is nothing."""
+    if keys or is_loopback(host):
+        return ""
+    return f"whoever reaches this address may use the model; set {KEY_VARIABLE} or --api_key_file."
+
+
 class HostNames:
     """The names by which this server may be called.
 

@@ -8,7 +8,7 @@ import signal
 import socket
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -16,7 +16,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from convai.errors import UserError
 from convai.options import ServeOptions
-from convai.serve.worker import Worker
+
+if TYPE_CHECKING:  # it imports torch, for which a port that is taken need not wait
+    from convai.serve.worker import Worker
 
 logger = logging.getLogger(__name__)
 MAX_CONNECTIONS = 1000
@@ -49,7 +51,7 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def serve(app: ASGIApp, listener: socket.socket, worker: Worker, options: ServeOptions) -> None:
+def serve(app: ASGIApp, listener: socket.socket, worker: "Worker", options: ServeOptions) -> None:
     """Answer until Ctrl-C or SIGTERM; then finish what runs. A second Ctrl-C ends that, too."""
     # uvicorn raises the signals it was ended by once more; to have ended as asked is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -57,7 +59,7 @@ def serve(app: ASGIApp, listener: socket.socket, worker: Worker, options: ServeO
     make_server(app, worker, options).run(sockets=[listener])
 
 
-def make_server(app: ASGIApp, worker: Worker, options: ServeOptions) -> "Server":
+def make_server(app: ASGIApp, worker: "Worker", options: ServeOptions) -> "Server":
     """Return a server that is ready to run."""
     config = uvicorn.Config(
         app,
@@ -79,7 +81,7 @@ def make_server(app: ASGIApp, worker: Worker, options: ServeOptions) -> "Server"
 class Server(uvicorn.Server):
     """Closes the worker's line as soon as a signal comes."""
 
-    def __init__(self, config: uvicorn.Config, worker: Worker):
+    def __init__(self, config: uvicorn.Config, worker: "Worker"):
         super().__init__(config)
         self._worker = worker
 

@@ -15,6 +15,7 @@ import torch
 
 from convai.dialog.batch_decoder import BatchDecoder, ReplyRequest
 from convai.dialog.decoding import generate_replies
+from convai.dialog.prefix_memory import PrefixMemory
 from convai.errors import UserError
 from convai.options import ServeOptions
 from convai.serve.contexts import Contexts
@@ -44,6 +45,7 @@ class Worker:
         self._options = options
         self._metrics = metrics
         self._decoder = self._new_decoder()
+        self._memory = PrefixMemory()
         self._rows: dict[int, Row] = {}
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()  # guards what stands between here and the thread
@@ -143,6 +145,9 @@ class Worker:
             except UserError as error:
                 self._post(job, ApiError(400, str(error)))
         if joining:
+            # As in the chat, a lone dialog's next turn need not read the last ones again. Readings that were kept are
+            # continued one by one, so where there are others, it is faster to read all prompts together.
+            self._decoder.memory = self._memory if len(joining) == 1 and not self._rows else None
             keys = self._decoder.admit([request for _, request, _ in joining])
             for key, (job, _, choice) in zip(keys, joining, strict=True):
                 assert isinstance(job.wish, Replies)
@@ -236,6 +241,7 @@ class Worker:
         for job in {row.job for row in self._rows.values()}:
             self._fail(job, ApiError(500, "the reply failed; the server's log says where"))
         self._rows.clear()
+        self._memory.clear()
         self._decoder = self._new_decoder()
 
     def _new_decoder(self) -> BatchDecoder:
