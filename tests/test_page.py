@@ -202,6 +202,8 @@ def test_candidates_typed_and_sampled_are_scored_best_first_and_can_be_said(talk
     talk.page.get_by_label(f"Let the agent say: {typed[1]}").click()
     assert talk.turns() == [("You", "any pets ?"), ("Agent", typed[1])]
     assert talk.page.locator("#scores li", has_text=typed[1]).locator(".said").inner_text() == "was said"
+    talk.set_persona("i keep cows .")
+    assert talk.scores() == []  # which were another persona's
 
 
 def test_a_head_that_was_never_trained_is_said_to_be_so(new_talk):

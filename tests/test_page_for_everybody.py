@@ -65,6 +65,11 @@ def test_a_link_carries_persona_and_settings_but_nothing_that_was_said(talk: Tal
     other.say("hello !")
     other.reload()
     assert len(other.turns()) == 2  # the link does not come back and start the dialog anew
+    other.page.evaluate("location.hash = '#agent=i+ski+.&temperature=99&top_k=2.4'")
+    other.until(lambda: other.persona() == ["i ski ."])
+    assert other.turns() == [] and other.page.inner_text("#temperature-value") == "2"  # within the slider's limits
+    body = other.say("hello !")
+    assert (body["temperature"], body["top_k"]) == (2, 2)
 
 
 # ---- What can go wrong

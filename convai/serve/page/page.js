@@ -38,19 +38,22 @@ let personas = []; // to shuffle: lists of sentences
 // the server's defaults; attempt: how often this reply was regenerated; candidates: the text of the ranking panel
 let state = { persona: { agent: [], you: [] }, messages: [], decoding: {}, attempt: 0, candidates: "" };
 
-function keep(name, value) {
+let isForgetful = false; // some browsers allow pages to keep nothing
+
+function keep(name, value, area = "localStorage") {
   try {
-    localStorage.setItem(name, value);
+    window[area].setItem(name, value);
   } catch {
-    toast("This browser lets the page keep nothing: a reload will forget the dialog.");
+    if (!isForgetful) toast("This browser lets the page keep nothing: a reload will forget the dialog.");
+    isForgetful = true;
   }
 }
 
-function kept(name) {
+function kept(name, area = "localStorage") {
   try {
-    return localStorage.getItem(name);
+    return window[area].getItem(name);
   } catch {
-    return null; // not allowed to
+    return null;
   }
 }
 
@@ -93,18 +96,18 @@ const IN_WORDS = {
   503: "The server is not ready, or is about to stop.",
 };
 const LOST = "The connection to the server was lost.";
+let apiKey = kept("convai-key", "sessionStorage"); // until the tab is closed
 
 /** Send a request; its response, or a Failure that says in words what is wrong. Asks for a key where one is needed. */
 async function request(path, body, signal) {
   const headers = { "Content-Type": "application/json" };
-  const key = sessionStorage.getItem("convai-key");
-  if (key) headers.Authorization = `Bearer ${key}`;
+  if (apiKey) headers.Authorization = `Bearer ${apiKey}`;
   const options = body ? { method: "POST", headers, body: JSON.stringify(body), signal } : { headers, signal };
   const response = await fetch(path, options).catch((error) => {
     throw error.name === "AbortError" ? error : new Failure(LOST);
   });
   if (response.status === 401) {
-    await askForKey(Boolean(key));
+    await askForKey();
     return request(path, body, signal);
   }
   if (response.ok) return response;
@@ -112,6 +115,14 @@ async function request(path, body, signal) {
   const status = response.status;
   const message = status !== 429 && said ? said : IN_WORDS[status] ?? `The server failed (status ${status}).`;
   throw new Failure(message, { status, wait: Number(response.headers.get("Retry-After")) || 2 });
+}
+
+/** Return what the server answers as JSON. */
+async function ask(path, body, signal) {
+  const response = await request(path, body, signal);
+  return response.json().catch((error) => {
+    throw error.name === "AbortError" ? error : new Failure(LOST);
+  });
 }
 
 /** Do something; while the server is busy wait as long as it says and do it again, three times at most. */
@@ -155,17 +166,18 @@ async function* events(response) {
 
 let keyWanted = null; // a promise that several requests may wait for
 
-function askForKey(wasRefused) {
+function askForKey() {
   keyWanted ??= new Promise((resolve, reject) => {
     const dialog = find("#key");
-    find("#key-title").textContent = wasRefused ? "The server does not take this key" : "This server asks for a key";
+    find("#key-title").textContent = apiKey ? "The server does not take this key" : "This server asks for a key";
     dialog.showModal();
     dialog.onclose = () => {
       keyWanted = null;
-      const key = dialog.returnValue;
+      const given = dialog.returnValue;
       dialog.returnValue = find("#api-key").value = "";
-      if (!key) return reject(new Failure("The server asks for a key.", { status: 401 }));
-      sessionStorage.setItem("convai-key", key);
+      if (!given) return reject(new Failure("The server asks for a key.", { status: 401 }));
+      apiKey = given;
+      keep("convai-key", given, "sessionStorage");
       resolve();
     };
   });
@@ -223,7 +235,7 @@ function sentenceRow(who, sentence, number) {
   const where = `${number + 1} of ${WHOSE[who]} persona`;
   const aria = { label: `Sentence ${where}` };
   const text = make("textarea", { value: sentence, rows: 1, maxLength: 500, dir: "auto", aria });
-  text.oninput = () => { state.persona[who][number] = text.value; remember(); };
+  text.oninput = () => { state.persona[who][number] = text.value; personaChanged(); };
   text.onkeydown = (event) => editSentences(event, who, number);
   const remove = make("button", { className: "bare", aria: { label: `Remove sentence ${where}` } }, icon("remove"));
   remove.onclick = () => removeSentence(who, number);
@@ -241,17 +253,19 @@ function editSentences(event, who, number) {
   }
 }
 
-function addSentence(who, place = state.persona[who].length) {
-  state.persona[who].splice(place, 0, "");
+/** Scores were given for the persona as it was. */
+function personaChanged() {
   remember();
-  showCard(who);
+  showQuestion();
+}
+
+function addSentence(who, place = state.persona[who].length) {
+  changePersona(who, state.persona[who].toSpliced(place, 0, ""));
   all(`[data-card=${who}] textarea`)[place].focus();
 }
 
 function removeSentence(who, number) {
-  state.persona[who].splice(number, 1);
-  remember();
-  showCard(who);
+  changePersona(who, state.persona[who].toSpliced(number, 1));
   (all(`[data-card=${who}] textarea`)[Math.max(0, number - 1)] ?? find(`[data-card=${who}] [data-do=add]`)).focus();
   announce("Sentence removed.");
 }
@@ -265,7 +279,7 @@ function clearPersona(who) {
 
 function changePersona(who, sentences) {
   state.persona[who] = sentences;
-  remember();
+  personaChanged();
   showCard(who);
 }
 
@@ -458,7 +472,7 @@ function suggest() {
   const swapped = state.messages.map(({ role, content }) => ({ role: other[role], content }));
   whileBusy("The model thinks of something to say.", async (signal) => {
     const body = completionBody("you", swapped, { seed: randomSeed() });
-    const { choices } = await (await request("/v1/chat/completions", body, signal)).json();
+    const { choices } = await ask("/v1/chat/completions", body, signal);
     find("#say").value = oneLine(choices[0].message.content);
     find("#say").focus();
     announce(`Suggested: ${find("#say").value}. Enter says it.`);
@@ -557,11 +571,13 @@ function showWays() {
 
 let scored = null; // the scores shown: candidates with theirs, best first; by which way; as answers to what
 
+const asked = () => JSON.stringify(withPersona("agent", question()));
+
 function showQuestion() {
   const last = question().at(-1);
   find("#question").replaceChildren(make("span", { className: "who" }, last ? NAMES[last.role] : "Start"),
     make("span", { dir: "auto" }, last ? last.content : "Nothing was said yet: what could the agent open with?"));
-  if (scored && scored.asked === JSON.stringify(question())) showScores();
+  if (scored?.asked === asked()) showScores();
   else clearScores();
 }
 
@@ -588,7 +604,7 @@ function sample() {
   const seed = randomSeed();
   rankingTask("Sampling ...", async (signal) => {
     const body = completionBody("agent", question(), { n, temperature, seed });
-    const { choices } = await (await request("/v1/chat/completions", body, signal)).json();
+    const { choices } = await ask("/v1/chat/completions", body, signal);
     const sampled = choices.map(({ message }) => oneLine(message.content)).filter(Boolean);
     setCandidates([...new Set([...candidates(), ...sampled])]);
     await rank(signal);
@@ -598,12 +614,12 @@ function sample() {
 async function rank(signal) {
   const documents = [...new Set([...candidates(), saidReply()])].filter(Boolean);
   if (documents.length === 0) throw new Failure("Write candidates, or add samples.");
-  const asked = JSON.stringify(question());
+  const before = asked();
   const way = find("#rank-by").value;
   const body = { model: config.model, messages: withPersona("agent", question()), documents, rank_by: way };
-  const { results } = await (await request("/v1/rerank", body, signal)).json();
+  const { results } = await ask("/v1/rerank", body, signal);
   const ranked = results.map(({ index, relevance_score }) => ({ text: documents[index], score: relevance_score }));
-  scored = { ranked: ranked.sort((a, b) => b.score - a.score), way, asked };
+  scored = { ranked: ranked.sort((a, b) => b.score - a.score), way, asked: before };
   showQuestion();
 }
 
@@ -697,10 +713,11 @@ function takeSharedLink() {
   if (!["agent", "you", ...SHARED].some((name) => parts.has(name))) return;
   const shared = {};
   for (const name of SHARED.filter((name) => parts.has(name))) {
-    const { min = 0, max = MAX_SEED - 1 } = find(`input[type=range]#${name}`) ?? {};
+    const { min = 0, max = MAX_SEED - 1, step = "1" } = find(`input[type=range]#${name}`) ?? {};
     const value = Number(parts.get(name));
+    const fitting = Math.max(min, Math.min(max, step === "1" ? Math.round(value) : value));
     if (name === "greedy") shared[name] = parts.get(name) === "true";
-    else if (Number.isFinite(value)) shared[name] = Math.max(min, Math.min(max, value));
+    else if (Number.isFinite(value)) shared[name] = fitting;
   }
   // Out of the address, so that a reload keeps what was said since.
   history.replaceState(null, "", location.pathname);
@@ -823,14 +840,15 @@ function connectForms() {
     setDecoding("seed", Number.isNaN(seed) ? null : Math.abs(seed) % MAX_SEED);
   };
   addEventListener("keydown", onKey);
+  addEventListener("hashchange", takeSharedLink); // a link pasted over this page's address
   matchMedia("(prefers-color-scheme: dark)").onchange = () => showTheme(kept("convai-theme"));
 }
 
 /** Ask what the server has; until it answers, the page offers to try again. */
 async function start() {
   try {
-    config = { ...config, ...(await (await request("/api/config")).json()) };
-    personas = (await (await request("/api/personas")).json()).personas;
+    config = { ...config, ...(await ask("/api/config")) };
+    personas = (await ask("/api/personas")).personas;
   } catch (failure) {
     if (!(failure instanceof Failure)) throw failure;
     return problem(failure.message, start);
