@@ -15,8 +15,8 @@ from urllib.parse import urlencode
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from browser import find_browser, open_browser  # noqa: E402
-from page_talk import SIZES, Talk  # noqa: E402
+from browser import find_browser, open_browser
+from page_talk import SIZES, Talk
 
 PERSONA = ("i live in cairo .", "my pet is a parrot .", "i work as a nurse .", "i listen to jazz .")
 TURNS = ("hello . where do you live ?", "do you have a pet ?", "what is your job ?", "what music do you like ?")
