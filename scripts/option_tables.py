@@ -11,13 +11,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from convai.options import chat_parser, evaluation_parser, new_model_parser, training_parser  # noqa: E402
+from convai.options import (  # noqa: E402
+    chat_parser,
+    evaluation_parser,
+    new_model_parser,
+    serve_parser,
+    training_parser,
+)
 
 PARSERS = {
     "train.py": training_parser,
     "interact.py": chat_parser,
     "convai_evaluation.py": evaluation_parser,
     "new_model.py": new_model_parser,
+    "serve.py": serve_parser,
 }
 PLACE = re.compile(r"(<!-- options: (?P<script>\S+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
 

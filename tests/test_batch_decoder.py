@@ -4,10 +4,9 @@ import copy
 import random
 
 import pytest
+import speakers
 import torch
 from conftest import TEXTS
-from decoder_folders import make_decoder
-from slow_decoding import talkative_model
 from torch import Tensor
 from transformers_replies import transformers_replies
 
@@ -16,18 +15,10 @@ from convai.dialog.batch_decoder import BatchDecoder, ReplyRequest
 from convai.dialog.decoding import generate_replies
 from convai.dialog.prefix_memory import PrefixMemory
 from convai.model import row_cache
-from convai.model.loading import load_model, load_tokenizer
 from convai.model.quantization import lower_precision
-from convai.model.tokenization import train_vocabulary
 from convai.options import DecodingSettings
 
-FAMILIES = {
-    "openai-gpt": {},
-    "gpt2": {},
-    "llama": {},
-    # A window that reaches into the prompts only.
-    "gemma3_text": {"head_dim": 8, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
-}
+speaker = speakers.speaker
 SETTINGS = [
     DecodingSettings(no_sample=True, max_length=12),
     DecodingSettings(max_length=9, min_length=3),
@@ -36,18 +27,6 @@ SETTINGS = [
     DecodingSettings(no_sample=True, max_length=16, min_length=16, no_repeat_ngram_size=2),
     DecodingSettings(temperature=0.8, top_p=1, max_length=1),
 ]
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def speaker(request, tmp_path_factory):
-    """A model that talks much, and its tokenizer."""
-    family = request.param
-    if family in ("openai-gpt", "gpt2"):
-        tokenizer = train_vocabulary([*TEXTS, *map(str, range(100))], family, 400)
-        return talkative_model(tokenizer), tokenizer
-    folder = make_decoder(tmp_path_factory.mktemp(family), family, **FAMILIES[family])
-    tokenizer = load_tokenizer(folder)
-    return load_model(folder, tokenizer).eval(), tokenizer
 
 
 @pytest.fixture

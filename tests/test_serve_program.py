@@ -1,7 +1,9 @@
 """serve.py as users start it: help, the address, endings, wrong options, the image's healthcheck."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ROOT, TEXTS, tiny_model
+from conftest import ROOT, TEXTS, cannot_run, needs, tiny_model
 from serving import CHAT, QUESTION, messages, random_agent, serving
 
 from convai.model.loading import save_model
@@ -141,3 +143,33 @@ def test_the_image_has_the_healthcheck():
     command = re.search(r'^HEALTHCHECK .*CMD \["python3", "-m", "(\S+)"\]$', image, re.MULTILINE)[1]
     result = subprocess.run([sys.executable, "-m", command], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode in (0, 1) and "Traceback" not in result.stderr
+
+
+PAGE = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def documented():
+    with serving(random_agent()) as server:
+        yield server
+
+
+def test_the_documented_commands_work(documented):
+    if not shutil.which("curl"):
+        cannot_run("there is no curl")
+    found = re.findall(r"^```bash\n# needs a running server\n(curl .*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    answers = []
+    for command in found:
+        here = command.replace("http://127.0.0.1:8000", documented.url)
+        done = subprocess.run(["bash", "-c", f"{here.rstrip()} --silent"], capture_output=True, text=True, check=True)
+        answers.append(json.loads(done.stdout))
+    reply, ranking = answers
+    assert reply["choices"][0]["message"]["content"] and len(ranking["results"]) == 2
+
+
+def test_the_documented_client_works(documented, tmp_path):
+    needs("openai")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "client.py").write_text(block.replace("http://127.0.0.1:8000", documented.url))
+    done = subprocess.run([sys.executable, tmp_path / "client.py"], capture_output=True, text=True, check=True)
+    assert done.stdout

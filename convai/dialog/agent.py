@@ -80,7 +80,7 @@ class DialogAgent:
         # An evaluation meets every turn of a dialog again and again, and many candidates too.
         self._encode_text = lru_cache(maxsize=100_000)(tokenizer.encode)
         self._alone = LikelihoodAlone()
-        self._memory = PrefixMemory()
+        self.memory: PrefixMemory | None = PrefixMemory()  # of what was read for this dialog; None: all is read anew
         self._random_states = self._seeded_states(seed)
 
     @classmethod
@@ -115,7 +115,8 @@ class DialogAgent:
         """Forget the dialog; the persona stays."""
         self.history = []
         self._ids_of_reply = {}
-        self._memory.clear()
+        if self.memory:
+            self.memory.clear()
 
     def reply(
         self,
@@ -137,7 +138,7 @@ class DialogAgent:
                 on_text(self.tokenizer.decode(ids))
 
         stream = on_token if on_text and self.settings.num_beams == 1 else None
-        reply_ids = self._generate([Context(self.persona, history)], stream, should_stop, memory=self._memory)[0]
+        reply_ids = self._generate([Context(self.persona, history)], stream, should_stop, memory=self.memory)[0]
         reply = self.tokenizer.decode(reply_ids)
         self._ids_of_reply[reply] = reply_ids
         self.history = [*history, reply]
@@ -146,7 +147,7 @@ class DialogAgent:
     def suggest(self, persona: Sequence[str] = (), should_stop: Callable[[], bool] | None = None) -> str:
         """Return what the user could say next: the model takes the user's place, as someone of this persona."""
         # Seen from there the agent's last reply is the turn to answer; at the start there is none.
-        reply = self._generate([Context(persona, self.history)], None, should_stop, memory=self._memory)[0]
+        reply = self._generate([Context(persona, self.history)], None, should_stop, memory=self.memory)[0]
         return self.tokenizer.decode(reply)
 
     def rank(self, candidates: Sequence[str], by: str = "head") -> list[tuple[str, float]]:

@@ -112,7 +112,8 @@ class BatchDecoder:
         self._newcomers: list[_Group] = []  # they join the batch in the next step
         # What stands for text without a token would show as "<unk>"; rows without one only pad the matrix.
         unsayable = [] if tokenizer.unknown_id is None else [tokenizer.unknown_id]
-        self._unsayable = [*unsayable, *range(len(tokenizer), model.config.vocab_size)]
+        unsayable += range(len(tokenizer), model.config.vocab_size)
+        self._unsayable = torch.tensor(unsayable, dtype=torch.long, device=model.device)
         self._ending = sorted(tokenizer.ending_ids)
 
     @property
@@ -212,8 +213,8 @@ class BatchDecoder:
         """Return the next token of every row by logits (B, V) of what follows them."""
         scores = logits.to(torch.float32, copy=True)
         all_rows = self._batch.rows
-        if self._unsayable:
-            scores[:, self._unsayable] = -math.inf
+        if len(self._unsayable):
+            scores.index_fill_(1, self._unsayable, -math.inf)
         groups: dict[tuple[object, ...], list[int]] = {}
         for i, row in enumerate(all_rows):
             if len(row.reply) < row.min_length:
