@@ -18,5 +18,5 @@ echo "installing a browser for the tests of the web page ..."
 if [ "$(id -u)" = 0 ] && grep -qs '^ID=debian' /etc/os-release; then
     { timeout 120 apt-get update -qq && timeout 300 apt-get install -y -qq --no-install-recommends chromium; } > /dev/null || true
 fi
-is_there || timeout 300 "$PYTHON" -m playwright install --no-shell chromium 2>&1 | tail -n 1
+is_there || timeout 300 "$PYTHON" -m playwright install --no-shell chromium > /dev/null 2>&1
 is_there
