@@ -1,6 +1,7 @@
 # docker build -t convai .                             with the released model in models/
 # docker build --build-arg PRETRAINED=0 -t convai .    without
 # docker run --rm -it convai bash                      a shell beside the scripts; add --gpus all where there are some
+# docker run --rm -p 127.0.0.1:8000:8000 convai python3 serve.py --host 0.0.0.0 --model models/     the web page
 FROM python:3.11-slim
 
 # For pip, while building only: a folder or an index with other wheels of torch, say the smaller ones without CUDA.
@@ -27,4 +28,7 @@ RUN if [ "$PRETRAINED" != 0 ]; then python3 scripts/download_released_model.py m
 COPY --chown=convai . .
 # ParlAI would download its tasks beside its code, where this user cannot write.
 ENV PARLAI_DATAPATH=/home/convai/parlai
+# Of serve.py, where that is what was started.
+EXPOSE 8000
+HEALTHCHECK --start-period=5m --timeout=10s CMD ["python3", "-m", "convai.serve.health"]
 CMD ["bash"]

@@ -7,7 +7,6 @@
 In the chat, /help lists the commands.
 """
 
-import json
 import logging
 import os
 import random
@@ -16,14 +15,14 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from convai.data.example_world import example_dataset
 from convai.data.lost_text import LostText
 from convai.data.messages import message_line
 from convai.data.parlai_text import persona_sentences
 from convai.data.persona_file import read_persona
+from convai.dialog.personas import draw_persona, personas_of, stored_personas
 from convai.dialog.terminal import Terminal, settled
 from convai.errors import UserError, report_user_errors
-from convai.io.files import read_text, write_text
+from convai.io.files import write_text
 from convai.io.plain_text import plain_line
 from convai.io.pretrained import locate_finetuned
 from convai.model.word_splitting import join_punctuation
@@ -39,7 +38,6 @@ COMMANDS = {
     "save": ("FILE", "write the dialog to a text file, or as chat messages where its name ends in .jsonl"),
     "quit": ("", "leave, as Ctrl-D does"),
 }
-N_EXAMPLE_PERSONAS = 100
 
 
 @report_user_errors
@@ -95,40 +93,12 @@ def given_persona(args: ChatOptions) -> list[str] | None:
 
 def load_personas(args: ChatOptions, folder: Path, tokenizer) -> list[list[str]]:
     """Return personas to draw from: of the data set given, else stored with the checkpoint, else of the example set."""
-    if args.dataset_path:
-        from utils import get_dataset
+    if not args.dataset_path:
+        return stored_personas(folder)
+    from utils import get_dataset
 
-        data = get_dataset(tokenizer, args.dataset_path, args.dataset_cache, False, args.reading())
-        train = data["train"]
-        personas = [list(map(tokenizer.decode, train.persona(dialog))) for dialog in range(train.n_dialogs)]
-    else:
-        stored = folder / "personas.json"
-        personas = read_personas(stored) if stored.is_file() else example_personas()
-    return [persona for persona in personas if persona]
-
-
-def read_personas(path: Path) -> list[list[str]]:
-    """Return the content of personas.json: a list of personas, each a list of sentences."""
-    try:
-        personas = json.loads(read_text(path))
-    except ValueError:
-        personas = None
-    if not isinstance(personas, list) or not all(
-        isinstance(persona, list) and all(isinstance(sentence, str) for sentence in persona) for persona in personas
-    ):
-        raise UserError(f"{path} must hold a JSON list of personas, each a list of sentences; mend or remove it.")
-    return personas
-
-
-def example_personas() -> list[list[str]]:
-    dialogs = example_dataset(n_train_dialogs=N_EXAMPLE_PERSONAS, n_valid_dialogs=0, n_candidates=2)["train"]
-    return [dialog["personality"] for dialog in dialogs]
-
-
-def draw_persona(personas: list[list[str]], rng: random.Random, but: list[str] | None = None) -> list[str]:
-    """Return one of the personas, another than `but` where there is one; none where there are none."""
-    others = [persona for persona in personas if persona != but]
-    return rng.choice(others or personas or [[]])
+    data = get_dataset(tokenizer, args.dataset_path, args.dataset_cache, False, args.reading())
+    return personas_of(data["train"], tokenizer)
 
 
 class Chat:

@@ -13,6 +13,7 @@ Rooms, each importing only from those above it:
     data/                       dialogs of any form to batches of model input
     dialog/                     replies: persona, memory, decoding, the terminal
     evaluation/, training/      the ConvAI2 metrics; updates, checkpoints, runs
+    serve/                      the web page and the API
 """
 
 from importlib import import_module

@@ -16,6 +16,7 @@ from convai.options import (  # noqa: E402
     evaluation_parser,
     inspection_parser,
     new_model_parser,
+    serve_parser,
     training_parser,
 )
 
@@ -25,6 +26,7 @@ PARSERS = {
     "convai_evaluation.py": evaluation_parser,
     "new_model.py": new_model_parser,
     "data.py": inspection_parser,
+    "serve.py": serve_parser,
 }
 PLACE = re.compile(r"(<!-- options: (?P<script>\S+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
 

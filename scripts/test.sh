@@ -12,6 +12,8 @@ satisfies "$PYTHON" requirements-parlai.txt || install_lock "$PYTHON" requiremen
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
+# For the tests of the web page, which say what they lack where this fails.
+PYTHON=$PYTHON bash scripts/browser.sh || echo "there is no browser, and none could be installed"
 # Not beside the tests, some of which take the time.
 [ $# -gt 0 ] || PYTHON=$PYTHON bash scripts/check_parlai.sh
 # Two at a time; `-n 0` among the arguments runs them in one process, as debuggers need.

@@ -11,7 +11,8 @@ from transformers import DynamicCache
 
 from bench import reference
 from convai.data.inputs import InputBuilder
-from convai.dialog.decoding import DecodingSettings, Generator, generate_replies
+from convai.dialog.beam_search import Generator
+from convai.dialog.decoding import DecodingSettings, generate_replies
 
 model = slow_decoding.model
 slow_model = slow_decoding.slow_model

@@ -16,8 +16,14 @@ from convai.device import choose_device
 from convai.errors import UserError
 from convai.training.distributed import process_group
 
-PARSERS = [options.training_parser, options.chat_parser, options.evaluation_parser, options.new_model_parser,
-           options.inspection_parser]  # fmt: skip
+PARSERS = [
+    options.training_parser,
+    options.chat_parser,
+    options.evaluation_parser,
+    options.new_model_parser,
+    options.inspection_parser,
+    options.serve_parser,
+]
 # What stands for a path in --help. MODEL and DATA may be more than a path; who reads them expands `~` in its parts.
 PATHS = {"DIR", "FILE", "PREFIX", "RUN"}
 
@@ -39,7 +45,8 @@ def test_home_is_expanded_in_every_path(make_parser, monkeypatch):
 
 def test_the_paths_are_all_that_there_are():
     names = {action.dest for make_parser in PARSERS for action in path_options(make_parser())}
-    assert names == {"dataset_cache", "output_dir", "resume", "output", "folder", "vocabulary", "plot"}
+    assert names == {"dataset_cache", "output_dir", "resume", "output", "folder", "vocabulary", "plot", "api_key_file",
+                     "log_dialogs"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["", "auto"])
@@ -70,6 +77,7 @@ def test_devices_that_exist():
 CLASSES = {
     options.TrainingOptions: options.training_parser,
     options.ChatOptions: options.chat_parser,
+    options.ServeOptions: options.serve_parser,
     options.EvaluationOptions: options.evaluation_parser,
     options.NewModelOptions: options.new_model_parser,
     options.InspectionOptions: options.inspection_parser,

@@ -1,6 +1,7 @@
 """Sampled replies: the filters top_k and top_p, and draws that follow the filtered distribution."""
 
 import math
+import random
 
 import pytest
 import slow_decoding
@@ -10,8 +11,8 @@ from slow_decoding import prompt_of
 from torch import Tensor
 
 from bench import reference
-from convai.data.inputs import Prompt
-from convai.dialog.decoding import DecodingSettings, _DrawByPrompt, filter_logits, generate_replies
+from convai.dialog.decoding import DecodingSettings, filter_logits, generate_replies
+from convai.dialog.sampling import draw
 from convai.model.tokenization import UNKNOWN_TOKEN
 
 model = slow_decoding.model
@@ -123,8 +124,8 @@ def test_replies_are_drawn_from_the_filtered_distribution(tokenizer, model, slow
 
 def test_draws_by_prompt_follow_the_distribution():
     probabilities = torch.tensor([0.0, 0.4, 0.25, 0.0, 0.2, 0.1, 0.05])
-    draw = _DrawByPrompt([Prompt([i], [0], [0]) for i in range(4000)], seed=0)
-    drawn = draw(torch.empty(4000, 0), probabilities.log().expand(4000, -1)).argmax(-1)
+    generators = [random.Random(f"0 [{i}]") for i in range(4000)]
+    drawn = torch.tensor(draw(probabilities.expand(4000, -1), generators))
     counts = drawn.bincount(minlength=7).float()
     assert counts[probabilities == 0].sum() == 0
     statistic, critical = chi_square(counts, probabilities)

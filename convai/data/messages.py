@@ -91,7 +91,7 @@ def spoken_in(reading: Reading, value: Any, place: str) -> Spoken:
         elif reading.options.persona_from == "none":
             lost["messages of the system, which are left out as they are no persona here"] += 1
         else:
-            spoken.persona.extend(_sentences(text))
+            spoken.persona.extend(persona_of(text))
     return spoken
 
 
@@ -106,11 +106,11 @@ def messages_of(persona: Sequence[str], turns: Sequence[str], user_opens: bool =
     return {"messages": messages}
 
 
-def message_line(persona: Sequence[str], history: Sequence[str]) -> str:
-    """Return a dialog that the user began as one line of JSON."""
-    return json.dumps(messages_of(persona, history), ensure_ascii=False) + "\n"
+def message_line(persona: Sequence[str], history: Sequence[str], agent_begins: bool = False) -> str:
+    """Return a dialog as one line of JSON."""
+    return json.dumps(messages_of(persona, history, not agent_begins), ensure_ascii=False) + "\n"
 
 
-def _sentences(text: str) -> list[str]:
-    """Return a persona's sentences: a line each, or those of the one line that there is."""
+def persona_of(text: str) -> list[str]:
+    """Return the sentences of the system's message: a line each, or those of the one line that there is."""
     return lines_of(text) if "\n" in text else split_sentences(text)

@@ -23,6 +23,7 @@ from convai.data.store import TokenIds
 from convai.device import choose_device
 from convai.dialog.decoding import DecodingSettings, generate_replies
 from convai.dialog.example_loss import loss_on_examples
+from convai.dialog.prefix_memory import PrefixMemory
 from convai.dialog.ranking import LikelihoodAlone, check_ranking, score_candidates
 from convai.io.pretrained import locate_checkpoint
 from convai.model.heads import DoubleHeads
@@ -79,6 +80,7 @@ class DialogAgent:
         # An evaluation meets every turn of a dialog again and again, and many candidates too.
         self._encode_text = lru_cache(maxsize=100_000)(tokenizer.encode)
         self._alone = LikelihoodAlone()
+        self.memory: PrefixMemory | None = PrefixMemory()  # of what was read for this dialog; None: all is read anew
         self._random_states = self._seeded_states(seed)
 
     @classmethod
@@ -113,6 +115,8 @@ class DialogAgent:
         """Forget the dialog; the persona stays."""
         self.history = []
         self._ids_of_reply = {}
+        if self.memory:
+            self.memory.clear()
 
     def reply(
         self,
@@ -130,11 +134,11 @@ class DialogAgent:
 
         def on_token(token: int) -> None:
             ids.append(token)
-            if on_text and token not in self.tokenizer.ending_ids:
+            if on_text:
                 on_text(self.tokenizer.decode(ids))
 
         stream = on_token if on_text and self.settings.num_beams == 1 else None
-        reply_ids = self._generate([Context(self.persona, history)], stream, should_stop)[0]
+        reply_ids = self._generate([Context(self.persona, history)], stream, should_stop, memory=self.memory)[0]
         reply = self.tokenizer.decode(reply_ids)
         self._ids_of_reply[reply] = reply_ids
         self.history = [*history, reply]
@@ -143,7 +147,8 @@ class DialogAgent:
     def suggest(self, persona: Sequence[str] = (), should_stop: Callable[[], bool] | None = None) -> str:
         """Return what the user could say next: the model takes the user's place, as someone of this persona."""
         # Seen from there the agent's last reply is the turn to answer; at the start there is none.
-        return self.tokenizer.decode(self._generate([Context(persona, self.history)], None, should_stop)[0])
+        reply = self._generate([Context(persona, self.history)], None, should_stop, memory=self.memory)[0]
+        return self.tokenizer.decode(reply)
 
     def rank(self, candidates: Sequence[str], by: str = "head") -> list[tuple[str, float]]:
         """Return the candidates as answers to the history so far, best first, with their scores; see rank_batch."""
@@ -206,6 +211,7 @@ class DialogAgent:
         on_token: Callable[[int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         seed: int | None = None,
+        memory: PrefixMemory | None = None,
     ) -> list[TokenIds]:
         """Return the token ids of a reply to each context."""
         # At most half the positions: something must be left to reply to, and a batch must not share its limit.
@@ -213,7 +219,7 @@ class DialogAgent:
         settings = replace(self.settings, max_length=max_length, min_length=min(self.settings.min_length, max_length))
         prompts = [self._prompt(context, max_length) for context in contexts]
         with self._own_random_numbers():
-            return generate_replies(self.model, self.tokenizer, prompts, settings, on_token, should_stop, seed)
+            return generate_replies(self.model, self.tokenizer, prompts, settings, on_token, should_stop, seed, memory)
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:

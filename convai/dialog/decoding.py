@@ -1,166 +1,21 @@
-"""Replies from a prompt: sampling, greedy and beam search by transformers' generation over our models.
+"""Replies to prompts (data.inputs.InputBuilder.prompt) as token ids: sampled, greedy, or the best of several beams.
 
-`generate_replies` takes prompts (data.inputs.InputBuilder.prompt) and returns token ids. What is
-ours is the choice of what may be said: a special token ends a reply, and none comes before `min_length`.
+Token by token they are made by batch_decoder.py; beams are searched by transformers' generation (beam_search.py).
 """
 
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.generation import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
-from transformers.generation.streamers import BaseStreamer
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from convai.data.inputs import Prompt
+from convai.dialog.batch_decoder import BatchDecoder, ReplyRequest
+from convai.dialog.prefix_memory import PrefixMemory
+from convai.dialog.sampling import filter_logits
 from convai.model.heads import DoubleHeads
 from convai.model.tokenization import DialogTokenizer
 from convai.options import DecodingSettings
 
-
-def generation_config(settings: DecodingSettings, tokenizer: DialogTokenizer, vocab_size: int = 0) -> GenerationConfig:
-    """Translate settings into transformers' terms, for a model of `vocab_size` output rows."""
-    options = {
-        "max_new_tokens": settings.max_length,
-        "min_new_tokens": settings.min_length,
-        "num_beams": settings.num_beams,
-        "do_sample": settings.samples,
-        # Any special token ends a reply, as published: after it the turn would be another's.
-        "eos_token_id": list(tokenizer.ending_ids),
-        "pad_token_id": tokenizer.pad_id,
-    }
-    # What stands for text without a token would show as "<unk>"; rows without one only pad the matrix.
-    unsayable = [] if tokenizer.unknown_id is None else [tokenizer.unknown_id]
-    if unsayable := [*unsayable, *range(len(tokenizer), vocab_size)]:
-        options["suppress_tokens"] = unsayable
-    if settings.num_beams > 1:
-        # "never": search on while any beam could still beat the best; other rules stop at a guess.
-        options |= {"length_penalty": settings.length_penalty, "early_stopping": "never"}
-    if settings.samples:
-        options |= {"temperature": float(settings.temperature), "top_k": settings.top_k, "top_p": settings.top_p or 1.0}
-    return GenerationConfig(**options)
+__all__ = ["DecodingSettings", "filter_logits", "generate_replies"]
 
 
-def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tensor:
-    """Return a copy of logits (..., V) with -inf outside the `top_k` likeliest and the nucleus of `top_p`.
-
-    The nucleus is the smallest set of likeliest tokens whose probability reaches `top_p`; 0 sets no limit. Both warpers
-    are those that sampling applies.
-    """
-    flat = logits.reshape(-1, logits.shape[-1]).clone()
-    no_ids = torch.empty(len(flat), 0, dtype=torch.long)
-    # Ids are annotated as LongTensor, which no function of torch is said to return.
-    return LogitsProcessorList(_filters(top_k, top_p))(no_ids, flat).view(logits.shape)  # type: ignore[arg-type]
-
-
-def _filters(top_k: int, top_p: float) -> list[LogitsProcessor]:
-    filters: list[LogitsProcessor] = [TopKLogitsWarper(top_k)] if top_k else []
-    return [*filters, TopPLogitsWarper(top_p)] if top_p else filters
-
-
-class Generator(PreTrainedModel, GenerationMixin):
-    """Our language-model head in the shape that transformers' generation drives: one sequence a row, padded left."""
-
-    def __init__(self, model: DoubleHeads):
-        config = model.config
-        shape: dict[str, Any] = {
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.n_embd,
-            "num_hidden_layers": config.n_layer,
-            "num_attention_heads": 1,  # of which a cache that grows makes no use
-            "is_decoder": True,
-        }
-        super().__init__(PretrainedConfig(**shape))
-        self.model = model
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        token_type_ids: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        past_key_values=None,
-        **_,
-    ) -> CausalLMOutputWithPast:
-        """Return the logits (B, 1, V) of what follows ids (B, Q), the last Q of K in attention_mask (B, K)."""
-        if attention_mask is None:  # how generation says that nothing is padding
-            n_past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            attention_mask = input_ids.new_ones(len(input_ids), n_past + input_ids.shape[1])
-        logits = self.model.next_token_logits(input_ids, token_type_ids, position_ids, attention_mask, past_key_values)
-        return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=past_key_values)
-
-
-class _NoRepeatNGramInReply(NoRepeatNGramLogitsProcessor):
-    """Blocks n-grams that the reply has already; the prompt's own must stay sayable, or no persona could be quoted."""
-
-    def __init__(self, ngram_size: int, prompt_length: int):
-        super().__init__(ngram_size)
-        self.prompt_length = prompt_length
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        blocked = super().__call__(input_ids[:, self.prompt_length :], scores)
-        # A reply that has used up all it may say goes on unblocked.
-        return torch.where(blocked.isneginf().all(dim=-1, keepdim=True), scores, blocked)
-
-
-class _DrawByPrompt(LogitsProcessor):
-    """Samples each row's next token itself, from a generator of its own, and leaves only that one possible."""
-
-    def __init__(self, prompts: Sequence[Prompt], seed: int):
-        self.generators = [random.Random(f"{seed} {prompt.input_ids}") for prompt in prompts]
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        cumulative = scores.float().softmax(-1).cumsum(-1)
-        # Above 0 and at most 1, so a token of no probability is never the first to reach it.
-        draws = torch.tensor([[1 - generator.random()] for generator in self.generators], device=scores.device)
-        drawn = (cumulative < draws * cumulative[:, -1:]).sum(-1, keepdim=True)
-        return torch.full_like(scores, -float("inf")).scatter(1, drawn, 0.0)
-
-
-class _TokenStream(BaseStreamer):
-    """Hands each new token to a function; generation calls it with the prompt first."""
-
-    def __init__(self, on_token: Callable[[int], None]):
-        self.on_token = on_token
-        self.prompt_seen = False
-
-    def put(self, value: Tensor) -> None:
-        if self.prompt_seen:
-            self.on_token(int(value.flatten()[-1]))
-        self.prompt_seen = True
-
-    def end(self) -> None:
-        pass
-
-
-class _StopWhen(StoppingCriteria):
-    """Ends generation where a function says so."""
-
-    def __init__(self, should_stop: Callable[[], bool]):
-        self.should_stop = should_stop
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
-        return torch.full((len(input_ids),), self.should_stop(), device=input_ids.device)
-
-
-@torch.inference_mode()
 def generate_replies(
     model: DoubleHeads,
     tokenizer: DialogTokenizer,
@@ -169,50 +24,31 @@ def generate_replies(
     on_token: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     seed: int | None = None,
+    memory: PrefixMemory | None = None,
 ) -> list[list[int]]:
     """Return a reply's token ids, without special tokens, for each prompt.
 
     Sampling draws from torch's global generator; given a `seed`, what is drawn for a prompt depends on the seed and the
     prompt alone, so neither on the batch it is in nor on what was sampled before. `on_token`, for one prompt without
-    beams, is called with each token id as it is chosen; `should_stop` is asked after each and ends the reply early. A
-    reply also ends at the model's last position, which in a batch the longest prompt decides for all.
+    beams, is called with each token id as it is chosen; `should_stop` is asked before that, at each token, and ends the
+    reply early. A reply also ends at the model's last position, which among beams the longest prompt decides for all.
+    `memory`, without beams, saves reading again what was read before.
     """
-    model.eval()
-    device = model.device
-    length = max(len(prompt.input_ids) for prompt in prompts)
-    paddings = [length - len(prompt.input_ids) for prompt in prompts]
+    if settings.num_beams > 1:
+        from convai.dialog.beam_search import search_replies  # transformers' generation takes seconds to import
 
-    def padded(key: str) -> Tensor:
-        rows = [[tokenizer.pad_id] * n + getattr(prompt, key) for n, prompt in zip(paddings, prompts, strict=True)]
-        return torch.tensor(rows, device=device)
-
-    n_used = 1 + max(prompt.position_ids[-1] for prompt in prompts)
-    rows = [[-1] * n + prompt.position_ids for n, prompt in zip(paddings, prompts, strict=True)]
-    positions = torch.tensor(rows, device=device)
-    assert n_used <= model.config.n_positions, f"{n_used} tokens exceed {model.config.n_positions} positions"
-    room = model.config.n_positions - n_used + 1  # the last token is read by nobody and needs no position
-    settings = replace(settings, max_length=min(settings.max_length, room), min_length=min(settings.min_length, room))
-    ngram_size = settings.no_repeat_ngram_size
-    processors: list[LogitsProcessor] = [_NoRepeatNGramInReply(ngram_size, length)] if ngram_size else []
-    if seed is not None and settings.samples:
-        processors += [TemperatureLogitsWarper(float(settings.temperature)), *_filters(settings.top_k, settings.top_p)]
-        processors.append(_DrawByPrompt(prompts, seed))
-        settings = replace(settings, no_sample=True)
-    # transformers describes what generates by a protocol of more attributes than generation uses.
-    sequences = Generator(model).generate(  # type: ignore[misc]
-        input_ids=padded("input_ids"),
-        token_type_ids=padded("token_type_ids"),  # generation continues the last one, <speaker1>
-        position_ids=positions.clamp(min=0),
-        attention_mask=(positions >= 0).long(),
-        generation_config=generation_config(settings, tokenizer, model.config.vocab_size),
-        logits_processor=LogitsProcessorList(processors),
-        streamer=_TokenStream(on_token) if on_token else None,
-        stopping_criteria=StoppingCriteriaList([_StopWhen(should_stop)] if should_stop else []),
-    )
-    return [_until_special(reply, tokenizer) for reply in sequences[:, length:].tolist()]
-
-
-def _until_special(reply: list[int], tokenizer: DialogTokenizer) -> list[int]:
-    ending = tokenizer.ending_ids
-    end = next((i for i, token in enumerate(reply) if token in ending), len(reply))
-    return reply[:end]
+        return search_replies(model, tokenizer, prompts, settings, should_stop)
+    decoder = BatchDecoder(model, tokenizer, memory)
+    keys = decoder.admit([ReplyRequest(prompt, settings, seed) for prompt in prompts])
+    replies: dict[int, list[int]] = {key: [] for key in keys}
+    while decoder.n_rows:
+        said = decoder.step()
+        is_stopped = should_stop is not None and should_stop()
+        for key, token, end in said:
+            if token is not None:
+                replies[key].append(token)
+                if on_token:
+                    on_token(token)
+            if is_stopped and not end:
+                decoder.drop(key)
+    return list(replies.values())

@@ -19,6 +19,7 @@ from convai.errors import UserError, argument
 from convai.io.files import atomic_writes
 from convai.io.pretrained import HEADS_FILE, locate_checkpoint
 from convai.model.backbone import Backbone, CausalLM
+from convai.model.decoder_cache import DecoderCache
 from convai.model.decoder_config import DecoderConfig, read_decoder_config
 from convai.model.heads import DoubleHeads, MultipleChoiceHead
 from convai.model.lora import (
@@ -75,6 +76,10 @@ class DecoderModel(DoubleHeads):
         """Return what DoubleHeads.next_token_logits does."""
         types = token_type_ids if self.config.token_types else None
         return self.backbone.next_token_logits(input_ids, types, position_ids, attention_mask, cache)
+
+    def new_cache(self) -> DecoderCache:
+        """Return what DoubleHeads.new_cache does."""
+        return DecoderCache()
 
     def add_adapters(
         self, rank: int, alpha: float, dropout: float, new_ids: Sequence[int], base: dict[str, str]

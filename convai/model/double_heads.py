@@ -25,8 +25,9 @@ from convai.io.pretrained import read_config, recorded_max_history
 from convai.model.config import ModelConfig
 from convai.model.cpu_kernels import embed_tokens
 from convai.model.heads import DoubleHeads, MultipleChoiceHead
+from convai.model.row_cache import RowCache
 from convai.model.tokenization import DialogTokenizer
-from convai.model.transformer import PackedTrees, Transformer, tree_mask
+from convai.model.transformer import Mask, PackedTrees, Transformer, tree_mask
 from convai.model.vocabulary import SPECIAL_TOKENS
 from convai.model.weights import (
     EMBEDDING,
@@ -67,13 +68,26 @@ class DoubleHeadsModel(DoubleHeads):
         self, input_ids: Tensor, token_type_ids: Tensor, position_ids: Tensor, attention_mask: Tensor, cache: Any = None
     ) -> Tensor:
         """Return what DoubleHeads.next_token_logits does."""
-        # Real positions are one context, and padding, which sees only itself, is -1.
-        mask = tree_mask(attention_mask - 1, input_ids.shape[1])
-        grid_indices = torch.arange(input_ids.numel(), device=self.device)
-        last_rows = grid_indices.view(input_ids.shape)[:, -1]
-        x, weight = embed_tokens(self.transformer.tokens_embed.weight, input_ids.flatten(), token_type_ids.flatten())
-        hidden = self.transformer(x, position_ids.flatten(), grid_indices, mask, last_rows, cache)
+        n_rows, n_queries = input_ids.shape
+        if n_queries == 1:
+            mask = Mask(attention_mask.bool()[:, None, None])
+            grid_indices = last_rows = torch.arange(n_rows, device=self.device)
+        else:
+            # Real positions are one context, and padding, which sees only itself, is -1; it is not computed.
+            mask = tree_mask(attention_mask - 1, n_queries)
+            is_real = attention_mask[:, -n_queries:] > 0
+            grid_indices = is_real.flatten().nonzero().squeeze(1)
+            last_rows = is_real.sum(1).cumsum(0) - 1
+        ids, types, positions = (
+            x.flatten().index_select(0, grid_indices) for x in (input_ids, token_type_ids, position_ids)
+        )
+        x, weight = embed_tokens(self.transformer.tokens_embed.weight, ids, types)
+        hidden = self.transformer(x, positions, grid_indices, mask, last_rows, cache)
         return self._lm_logits(hidden, weight)
+
+    def new_cache(self) -> RowCache:
+        """Return what DoubleHeads.new_cache does."""
+        return RowCache()
 
     def _lm_logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return F.linear(hidden, weight) if self.lm_head is None else self.lm_head(hidden)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convai.model.cpu_kernels import Dropout
+from convai.model.row_cache import CacheOfRows
 from convai.model.transformer import PackedTrees
 
 
@@ -99,9 +100,13 @@ class DoubleHeads(nn.Module, ABC):
     ) -> Tensor:
         """Return the logits (B, V) of what follows ids (B, Q), the last Q of K positions.
 
-        `attention_mask` (B, K) is 0 for padding; `cache`, one of transformers', holds keys and values of the positions
-        before these, and takes in those of these.
+        `attention_mask` (B, K) is 0 for padding, which stands on the left; `cache`, of new_cache or one of
+        transformers', holds keys and values of the positions before these, and takes in those of these.
         """
+
+    @abstractmethod
+    def new_cache(self) -> CacheOfRows:
+        """Return an empty cache for next_token_logits, of rows that may come and go."""
 
     @property
     @abstractmethod

@@ -28,7 +28,7 @@ _ACTIVATIONS = {
 
 
 class KeyValueCache(Protocol):
-    """The keys and values of earlier positions, of every layer; transformers' DynamicCache is one."""
+    """The keys and values of earlier positions, of every layer, as in row_cache.py or transformers' DynamicCache."""
 
     def update(self, key: Tensor, value: Tensor, layer: int, /) -> tuple[Tensor, Tensor]:
         """Take in the keys and values of new positions, and return those of all so far."""
@@ -194,7 +194,7 @@ def tree_mask(branch_ids: Tensor, n_queries: int | None = None) -> Mask:
     """
     length = branch_ids.shape[1]
     n_queries = length if n_queries is None else n_queries
-    causal = torch.ones(length, length, dtype=torch.bool, device=branch_ids.device).tril()[length - n_queries :]
+    causal = torch.ones(n_queries, length, dtype=torch.bool, device=branch_ids.device).tril(length - n_queries)
     queries, keys = branch_ids[:, length - n_queries :, None], branch_ids[:, None, :]
     visible = (queries == keys) | ((keys == 0) & (queries > 0))
     # Elsewhere reading branch_ids would wait for the device.

@@ -6,6 +6,7 @@ Light on purpose: --help and a mistyped option must answer before torch is impor
     declare.py      how an option is declared, and a parser made of a class of them
     shared.py       what several scripts share, the decoding settings among it
     scripts.py      the options of each script
+    serving.py      those of serve.py
 """
 
 from convai.options.declare import OneLineParser, OptionsParser, add_options, option, parser_of
@@ -23,6 +24,7 @@ from convai.options.scripts import (
     new_model_parser,
     training_parser,
 )
+from convai.options.serving import ServeOptions, serve_parser
 from convai.options.shared import (
     EVAL_TYPES,
     FORM_NAMES,
@@ -52,6 +54,7 @@ __all__ = [
     "OptionsParser",
     "ParlaiOptions",
     "ReadingOptions",
+    "ServeOptions",
     "TrainingOptions",
     "add_options",
     "chat_parser",
@@ -68,5 +71,6 @@ __all__ = [
     "positive_float",
     "positive_int",
     "precision_of",
+    "serve_parser",
     "training_parser",
 ]
