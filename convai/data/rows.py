@@ -53,7 +53,7 @@ def place_of_row(where: Path | str, part: str, number: int, kind: str = "row") -
 
 
 def read_rows(rows: Iterable[tuple[str, Any]], reading: Reading, layout: Layout | None = None) -> Iterator[Dialog]:
-    """Yield the dialogs that rows make up, by the layout given or that of the first row.
+    """Yield the dialogs that rows make up, by the layout given or that of the first row that is none to be skipped.
 
     A row with a fault raises UserError, or is skipped and counted, as the reading's options say.
     """
@@ -62,10 +62,12 @@ def read_rows(rows: Iterable[tuple[str, Any]], reading: Reading, layout: Layout 
         nonlocal layout
         if not isinstance(row, dict):
             raise UserError(f"{place} must be an object, not {kind_of(row)}.")
-        layout = layout or layout_of_rows(row)
-        if layout is None:
+        found = layout or layout_of_rows(row)
+        if found is None:
             raise unknown_layout(row, place)
-        return layout.read(reading, place, row)
+        dialogs = found.read(reading, place, row)
+        layout = found  # not of a row with a fault, which may be of another layout
+        return dialogs
 
     replies: dict[Any, list[Row]] = {}
     for number, (place, row) in enumerate(rows):
