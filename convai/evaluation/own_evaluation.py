@@ -66,7 +66,7 @@ class OwnEvaluation:
         """
         self.agent = agent
         self._tell_losses()
-        examples = self.examples_to_rank(agent) if eval_type == "hits@1" else self._gold_replies()
+        examples = self.examples_to_rank(agent) if eval_type == "hits@1" else self.gold_replies()
         if eval_type == "ppl":
             self.words = WordPerplexity(agent.tokenizer, count_words(dictionary_texts(self.train, self.valid)))
             logger.info("dictionary: %d entries", self.words.n_entries)
@@ -75,9 +75,10 @@ class OwnEvaluation:
     def examples_to_rank(self, agent: DialogAgent) -> list[GoldReply]:
         """Return the examples with the candidates that this agent is to rank; NoFigure as `start` does."""
         self.agent = agent
-        return self._with_distractors(self._gold_replies())
+        return self._with_distractors(self.gold_replies())
 
-    def _gold_replies(self) -> list[GoldReply]:
+    def gold_replies(self) -> list[GoldReply]:
+        """Return the examples with the candidates that the data offer."""
         return [
             GoldReply(Context(dialog["personality"], utterance["history"]), utterance["candidates"])
             for dialog in self.valid
