@@ -104,6 +104,14 @@ def test_a_prompt_that_comes_many_times_is_read_once(speaker, prompts):
     assert list(replies.values()) == alone(speaker, requests)
 
 
+@pytest.mark.gpu
+def test_a_gpu_says_what_a_cpu_does(speaker, requests):
+    model, tokenizer = speaker
+    greedy = [request for request in requests if request.settings.no_sample]
+    decoder = BatchDecoder(copy.deepcopy(model).to("cuda"), tokenizer)
+    assert run_in_turns(decoder, greedy, random.Random(0)) == alone(speaker, greedy)
+
+
 def test_a_row_that_has_ended_is_gone(speaker, prompts):
     decoder = BatchDecoder(*speaker)
     (key,) = decoder.admit([ReplyRequest(prompts[0], DecodingSettings(no_sample=True, max_length=2, min_length=2))])
