@@ -31,11 +31,13 @@ def main() -> None:
         say(f"warning: {warning}")
     say(f"loading {folder} ...")
     # These imports take seconds, so they come after all that can be refused without them.
+    from convai.data.messages import persona_of
     from convai.dialog.loading import load_agent
     from convai.serve.app import create_app
     from convai.serve.service import Service
 
     agent = load_agent(folder, options)
+    persona_of("One. Two.")  # imports spaCy, which the first persona should not have to wait for
     name = Path(options.model_checkpoint or options.model).name
     service = Service(agent, options, name, load_personas(options, folder, agent.tokenizer))
     app = create_app(service, keys)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from convai.data.conversation import Dialog, Row, Turn, joined, learned, lines_of
 from convai.data.schema import KeyCheck, Losses, kind_of, one_by_one
 from convai.errors import UserError
+from convai.model.word_splitting import cut_overlong_words
 
 _SYSTEM, _USER, _ASSISTANT = "system", "user", "assistant"
 _ROLES = {_SYSTEM: _SYSTEM, _USER: _USER, "human": _USER, _ASSISTANT: _ASSISTANT, "gpt": _ASSISTANT}
@@ -106,7 +107,7 @@ def message_line(persona: Sequence[str], history: Sequence[str], agent_begins: b
 
 def persona_of(text: str) -> list[str]:
     """Return the sentences of the system's message: a line each, or those of the one line that there is."""
-    return lines_of(text) if "\n" in text else lines_of("\n".join(_splitter()(text)))
+    return lines_of(text) if "\n" in text else lines_of("\n".join(_splitter()(cut_overlong_words(text))))
 
 
 @cache

@@ -63,7 +63,12 @@ def _split_chunk(chunk: str) -> list[str]:
 
 def _split_by_spacy(text: str) -> list[str]:
     # spaCy takes a line break and the space after it for one token.
-    return [token.text.lower().rstrip(" ") for token in _spacy_splitter()(_OVERLONG_WORD.sub(r"\g<0> ", text))]
+    return [token.text.lower().rstrip(" ") for token in _spacy_splitter()(cut_overlong_words(text))]
+
+
+def cut_overlong_words(text: str) -> str:
+    """Return a text for spaCy, whose time grows with the square of a word: a thousand emoji in a row take seconds."""
+    return _OVERLONG_WORD.sub(r"\g<0> ", text)
 
 
 @cache
@@ -80,8 +85,7 @@ def join_surrogates(text: str) -> str:
 
 
 _DASHES_AND_QUOTES = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
-# spaCy's time grows with the square of a word: a thousand emoji in a row take seconds. No real word is cut.
-_OVERLONG_WORD = re.compile(r"\S{500}(?=\S)")
+_OVERLONG_WORD = re.compile(r"\S{500}(?=\S)")  # no real word is
 # What spaCy splits alike wherever it stands: two million random texts of nothing else showed no exception. Emoticons,
 # quotes and abbreviations with inner dots are different.
 _PLAIN_CHUNK = re.compile(r"[A-Za-z0-9]+(?:'[A-Za-z]+)?\.?|[.,?!]+")
