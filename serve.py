@@ -19,7 +19,8 @@ from convai.options import ServeOptions, serve_parser
 def main() -> None:
     options = serve_parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not a line for each broken request
+    for chatty in ("uvicorn.error", "asyncio"):  # not a line for each broken request, or client that goes away
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     from convai.serve.access import read_keys, warning_of
 
     keys = read_keys(options.api_key_file)
