@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from convai.model import backbone as seam
+from convai.model import row_cache
 from convai.model.backbone import Backbone
 from convai.model.config import ModelConfig
+from convai.model.decoder_cache import DecoderCache
 from convai.model.double_heads import DoubleHeadsModel, save_gpt
 from convai.model.probe import random_model
 from convai.model.transformer import PackedTrees, tree_mask
@@ -178,15 +180,17 @@ def add_lora(model) -> None:
 
 
 @each_family
-def test_generation_with_a_cache_is_a_pass_over_all(family):
+@pytest.mark.parametrize("cache_type", [DynamicCache, DecoderCache])
+def test_generation_with_a_cache_is_a_pass_over_all(family, cache_type, monkeypatch):
     """Padded on the left, in steps of several tokens and of one, to lengths beyond the windows."""
+    monkeypatch.setattr(row_cache, "ROOM", 1)  # so that it has to move
     behind, alone = models(family)
     lengths, steps = (17, 10), (9, 14, 15, 16, 17)
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(3, 50, (2, 17), generator=generator)
     mask = torch.arange(17) >= torch.tensor([[17 - length] for length in lengths])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache, start = DynamicCache(), 0
+    cache, start = cache_type(), 0
     with torch.no_grad():
         for end in steps:
             new = slice(start, end)

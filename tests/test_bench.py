@@ -116,6 +116,22 @@ def test_the_kernels_are_compared_with_torchs_own():
     assert done.stdout.count(" times as long without (bf16, 4 candidates)") == 3
 
 
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_long_chats_are_read_with_and_without_earlier_readings(is_decoder, tmp_path, monkeypatch, dataset_file, capsys):
+    from bench import long_chats
+
+    monkeypatch.setenv("CONVAI_CACHE", str(tmp_path / "cache"))
+    model = ["--tokenizer", str(make_decoder(tmp_path / "model"))] if is_decoder else ["--small"]
+    long_chats.main([*model, "--data", str(dataset_file), "--turns", "4", "--repeats", "1"])
+    reports = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [report["max_history"] for report in reports] == ["2", "8", "whole"]
+    for report in reports:
+        read, read_anew = report["tokens_read_with"], report["tokens_read_without"]
+        assert read[0] == read_anew[0] and read[1] < read_anew[1] / 2
+        assert len(report["first_token_ms_with"]) == len(report["first_token_ms_without"]) == 4
+    assert reports[-1]["tokens_read_with"][-1] < reports[-1]["tokens_read_without"][-1] / 4
+
+
 def test_a_decoders_tree_against_padded_candidates(tmp_path, monkeypatch, dataset_file, capsys):
     from bench import decoders
 

@@ -9,6 +9,7 @@ import torch
 from conftest import TEXTS
 from slow_decoding import prompt_of
 from torch import Tensor
+from transformers_replies import warpers
 
 from bench import reference
 from convai.dialog.decoding import DecodingSettings, filter_logits, generate_replies
@@ -60,6 +61,22 @@ def test_filtering_equals_a_slow_walk_over_sorted_probabilities(kind):
         kept = filtered > -math.inf
         assert torch.equal(filtered[kept], logits[kept])
         assert sorted(filtered[kept].tolist(), reverse=True) == slow_filter(logits.tolist(), top_k, top_p)
+
+
+@pytest.mark.parametrize("kind", ["random", "ties", "all equal", "one-hot"])
+def test_filtering_is_that_of_transformers_bit_by_bit(kind):
+    """Ties at an edge and tokens that may not be said included; a batch is filtered row by row."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.stack([draw_logits(kind, generator) for _ in range(50)])
+    rows[torch.rand(rows.shape, generator=generator) < 0.1] = -math.inf
+    for top_k, top_p in ((0, 0.9), (7, 0.5), (5, 0.0), (60, 0.05), (0, 0.999)):
+        settings = DecodingSettings(temperature=0.7, top_k=top_k, top_p=top_p)
+        expected = rows
+        for warper in warpers(settings):
+            expected = warper(None, expected)
+        found = filter_logits(rows / 0.7, top_k=top_k, top_p=top_p)
+        assert torch.equal(found, expected)
+        assert torch.equal(found[3], filter_logits(rows[3] / 0.7, top_k=top_k, top_p=top_p))
 
 
 def test_filters_by_hand():

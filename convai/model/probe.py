@@ -17,16 +17,17 @@ from typing import NamedTuple, cast
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from convai.errors import UserError
 from convai.io.download import cache_folder
 from convai.io.files import read_json_object, write_json
 from convai.model.backbone import CANDIDATE_TREES, Backbone
+from convai.model.decoder_cache import DecoderCache
 from convai.model.tiny_config import tiny_copy
 from convai.model.transformer import PackedTrees
 
-PROBE_VERSION = 2
+PROBE_VERSION = 3
 TINY_TOLERANCE = 1e-4  # of the largest logit, in fp32; what is exact shows 1e-6, what is wrong 9e-2 and more
 REAL_TOLERANCE = 1e-3
 # A model that amplifies rounding may differ by some times what its own two attentions do without trees, within a limit.
@@ -206,7 +207,7 @@ def cached_difference(backbone: Backbone, length: int, seed: int = 0) -> float:
     mask = torch.ones_like(ids)
     mask[1, :n_padding] = ids[1, :n_padding] = 0
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache, cached, start = DynamicCache(), [], 0
+    cache, cached, start = DecoderCache(), [], 0
     for end in range(length - n_steps, length + 1):
         new = slice(start, end)
         cached.append(backbone.next_token_logits(ids[:, new], None, positions[:, new], mask[:, :end], cache))
