@@ -121,7 +121,5 @@ def test_dialogs_of_messages():
     assert asked == Asked(["x .", "y ."], ["a", "b", "c\n\n d"])
     with pytest.raises(ApiError, match="10000 characters at most"):
         dialog_of([Message(role="system", content="x" * 10_001)], 10)
-    assert dialog_of([Message(role="system", content="I ski. I have a dog!")], 10).persona == [
-        "I ski.",
-        "I have a dog!",
-    ]
+    one_line = [Message(role="system", content="I ski. I have a dog!")]
+    assert dialog_of(one_line, 10).persona == ["I ski.", "I have a dog!"]
