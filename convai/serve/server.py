@@ -97,7 +97,8 @@ class PunctualProtocol(H11Protocol):
     def __init__(self, *arguments: Any, seconds: float, **options: Any):
         super().__init__(*arguments, **options)
         self._seconds = seconds
-        self._patience: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None  # runs while a request is expected
+        self._stalled: asyncio.TimerHandle | None = None  # runs while the client reads nothing
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
@@ -114,11 +115,14 @@ class PunctualProtocol(H11Protocol):
         self._stalled = self.loop.call_later(STALLED, self.transport.abort)
 
     def resume_writing(self) -> None:
-        self._stalled.cancel()
+        if self._stalled is not None:
+            self._stalled.cancel()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._be_patient()
+        if self._stalled is not None:
+            self._stalled.cancel()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
