@@ -26,13 +26,18 @@ N_CLIENTS = 32
 
 def asked(rng: random.Random) -> tuple[str, dict]:
     """A path and a request to it, seldom the same twice."""
-    turns = [f"{rng.choice(TEXTS)} {rng.randrange(10**6)}" for _ in range(2 * rng.randrange(4) + 1)]
+    turns = [text(rng) for _ in range(2 * rng.randrange(4) + 1)]
     dialog = {"messages": messages(turns, rng.sample(TEXTS, rng.randrange(4)))}
     if rng.random() < 0.2:
-        documents = [f"{rng.choice(TEXTS)} {rng.randrange(10**6)}" for _ in range(rng.randrange(1, 10))]
+        documents = [text(rng) for _ in range(rng.randrange(1, 10))]
         return RERANK, dialog | {"documents": documents, "rank_by": rng.choice(["likelihood", "pmi"])}
     choice = {"n": rng.choice([1, 1, 2]), "max_tokens": rng.randrange(1, 60), "temperature": rng.choice([0, 0.7, 1.5])}
     return CHAT, dialog | choice | {"stream": rng.random() < 0.5}
+
+
+def text(rng: random.Random) -> str:
+    """Of few words, so that what is kept of these is soon as much as it gets, in ever other orders."""
+    return f"{rng.choice(TEXTS)} {rng.randrange(1000)} {rng.randrange(1000)}"
 
 
 async def talk(client: httpx.AsyncClient, rng: random.Random, end: float, statuses: Counter) -> None:

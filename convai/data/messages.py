@@ -8,14 +8,14 @@ The system's message is the persona. Each of the assistant's turns is a reply to
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 from convai.data.conversation import Dialog, Row, Turn, joined, learned, lines_of
 from convai.data.schema import KeyCheck, Losses, kind_of, one_by_one
 from convai.errors import UserError
-from convai.model.word_splitting import cut_overlong_words
+from convai.model.word_splitting import MAX_WORDS, cut_overlong_words
 
 _SYSTEM, _USER, _ASSISTANT = "system", "user", "assistant"
 _ROLES = {_SYSTEM: _SYSTEM, _USER: _USER, "human": _USER, _ASSISTANT: _ASSISTANT, "gpt": _ASSISTANT}
@@ -107,15 +107,23 @@ def message_line(persona: Sequence[str], history: Sequence[str], agent_begins: b
 
 def persona_of(text: str) -> list[str]:
     """Return the sentences of the system's message: a line each, or those of the one line that there is."""
-    return lines_of(text) if "\n" in text else lines_of("\n".join(_splitter()(cut_overlong_words(text))))
+    return lines_of(text) if "\n" in text else lines_of("\n".join(_split(text)))
+
+
+def _split(text: str) -> list[str]:
+    splitter = _splitter()
+    sentences = [str(sentence) for sentence in splitter(cut_overlong_words(text)).sents]
+    if len(splitter.vocab) > MAX_WORDS:
+        _splitter.cache_clear()
+    return sentences
 
 
 @cache
-def _splitter() -> Callable[[str], list[str]]:
+def _splitter() -> Any:
     # Importing spaCy takes seconds: only when there is text to split.
     from spacy.lang.en import English
 
     nlp = English()
     nlp.add_pipe("sentencizer")
     nlp.max_length = 2**31  # the limit is for models that take much memory, of which there is none here
-    return lambda text: [str(sentence) for sentence in nlp(text).sents]
+    return nlp

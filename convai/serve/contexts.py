@@ -15,7 +15,7 @@ from convai.dialog.terminal import plain_line
 from convai.options import DecodingSettings
 from convai.serve.messages import Asked
 
-MAX_REMEMBERED = 20_000  # replies
+MAX_REMEMBERED = 10_000  # replies
 MAX_ALONE = 5_000  # candidates
 SHORT = 500  # characters of texts whose tokens are kept
 
@@ -58,7 +58,7 @@ class Contexts:
         self.max_history = agent.max_history
         self.inputs = InputBuilder(agent.tokenizer, agent.model.config.n_positions, agent.model.config.history_start)
         self.own = OwnReplies()
-        self._encode_short = lru_cache(maxsize=20_000)(agent.tokenizer.encode)
+        self._encode_short = lru_cache(maxsize=5_000)(agent.tokenizer.encode)
         self._alone = LikelihoodAlone(MAX_ALONE)
 
     def limited(self, settings: DecodingSettings) -> DecodingSettings:
