@@ -19,7 +19,8 @@ from convai.options import ServeOptions, serve_parser
 def main() -> None:
     options = serve_parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not a line for each broken request
+    for chatty in ("uvicorn.error", "asyncio"):  # not a line for each broken request, or client that goes away
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     from convai.serve.access import read_keys, warning_of
 
     keys = read_keys(options.api_key_file)
@@ -31,11 +32,13 @@ def main() -> None:
         say(f"warning: {warning}")
     say(f"loading {folder} ...")
     # These imports take seconds, so they come after all that can be refused without them.
+    from convai.data.messages import persona_of
     from convai.dialog.loading import load_agent
     from convai.serve.app import create_app
     from convai.serve.service import Service
 
     agent = load_agent(folder, options)
+    persona_of("One. Two.")  # imports spaCy, which the first persona should not have to wait for
     name = Path(options.model_checkpoint or options.model).name
     service = Service(agent, options, name, load_personas(options, folder, agent.tokenizer))
     app = create_app(service, keys)

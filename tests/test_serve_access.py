@@ -1,5 +1,6 @@
 """Safe by default: who may ask, what browsers are told, how much may be sent and how slowly, what is kept."""
 
+import contextlib
 import json
 import os
 import socket
@@ -226,6 +227,21 @@ def test_slow_senders_are_not_waited_for(small, sent, status):
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert 0.5 < time.monotonic() - start < 4
     assert answer[9:12] == status
+
+
+def test_clients_that_do_not_read_are_not_waited_for(agent, monkeypatch):
+    monkeypatch.setattr("convai.serve.server.STALLED", 0.3)
+    with serving(agent) as own, socket.socket() as connection:
+        length = len(own.client.get("/docs/swagger-ui-bundle.js").content)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", own.port))
+        connection.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8)
+        time.sleep(0.8)
+        n_read = 0
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(65536):
+                n_read += len(part)
+        assert n_read < 8 * length
 
 
 def test_an_idle_connection_may_be_used_again(small):

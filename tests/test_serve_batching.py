@@ -213,3 +213,38 @@ def test_searching_with_beams(agent):
         assert texts == [agent.reply(QUESTION)] * 2
         with server.client.stream("POST", CHAT, json={"messages": messages([QUESTION]), "stream": True}) as response:
             assert text_of(chunks_of(response)) == texts[0]
+
+
+def test_an_error_in_one_request_is_its_own(agent, monkeypatch, caplog):
+    with serving(agent) as server:
+        expected = server.reply()
+        prompt = server.service.worker._contexts.prompt
+
+        def failing_prompt(asked, max_length):
+            if "fail" in asked.turns:
+                raise RuntimeError
+            return prompt(asked, max_length)
+
+        monkeypatch.setattr(server.service.worker._contexts, "prompt", failing_prompt)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(server.chat, [["fail"], [QUESTION]] * 4))
+        assert [one.status_code for one in found] == [500, 200] * 4
+        assert {one.json()["choices"][0]["message"]["content"] for one in found[1::2]} == {expected}
+        assert "RuntimeError" in caplog.text
+
+
+def test_a_lone_dialog_is_not_read_again_turn_by_turn():
+    agent = random_agent(max_history=9)
+    with serving(agent) as server:
+        decoder = server.service.worker._decoder
+        said, n_read = [], []
+        for turn in TEXTS[:4]:
+            before = decoder.n_tokens_read
+            said += [turn, server.reply([*said, turn], max_tokens=5)]
+            n_read.append(decoder.n_tokens_read - before)
+        n_said = [len(agent.tokenizer.encode(turn)) for turn in TEXTS[:4]]
+        for n_tokens, n_turn in zip(n_read[1:], n_said[1:], strict=True):
+            assert n_tokens <= n_turn + 5 + 5  # its speakers, and a reply
+        # The same as without what was kept.
+        server.service.worker._memory.clear()
+        assert server.reply(said[:-1], max_tokens=5) == said[-1]

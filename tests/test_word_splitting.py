@@ -5,6 +5,7 @@ import random
 import pytest
 
 from convai.errors import UserError
+from convai.model import word_splitting
 from convai.model.word_splitting import join_punctuation, standardize_text, word_splitter
 
 
@@ -88,3 +89,13 @@ def test_chunk_by_chunk_gives_the_words_of_ftfy_and_spacy_on_the_whole_text():
 ])  # fmt: skip
 def test_punctuation_is_joined(tokens, text):
     assert join_punctuation(tokens) == text
+
+
+def test_spacy_starts_anew_once_it_has_met_too_many_words(monkeypatch):
+    split = word_splitter("spacy")
+    monkeypatch.setattr(word_splitting, "MAX_WORDS", 2000)
+    sizes = []
+    for n in range(3000):
+        assert split(f"é{n} don't") == [f"é{n}", "do", "n't"]
+        sizes.append(len(word_splitting._spacy_splitter().vocab))
+    assert max(sizes) <= 2010 and min(sizes[1500:]) < 1500

@@ -5,7 +5,7 @@ GPT was pre-trained on text that had passed ftfy, a few replacements and spaCy's
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
@@ -14,6 +14,7 @@ from tokenizers import normalizers, pre_tokenizers
 from convai.errors import UserError, argument
 
 PRE_TOKENIZATIONS = ("spacy", "bert")
+MAX_WORDS = 300_000  # that spaCy, which keeps every one that it has met, may have met before it starts anew
 
 # Decoding undoes the spaces that word splitting put before punctuation and contractions: "do n't"; by bert "don ' t".
 _SPACE_BEFORE_PUNCTUATION = re.compile(r" (?=[.?!,])")
@@ -62,12 +63,21 @@ def _split_chunk(chunk: str) -> list[str]:
 
 
 def _split_by_spacy(text: str) -> list[str]:
+    splitter = _spacy_splitter()
     # spaCy takes a line break and the space after it for one token.
-    return [token.text.lower().rstrip(" ") for token in _spacy_splitter()(_OVERLONG_WORD.sub(r"\g<0> ", text))]
+    words = [token.text.lower().rstrip(" ") for token in splitter(cut_overlong_words(text))]
+    if len(splitter.vocab) > MAX_WORDS:
+        _spacy_splitter.cache_clear()
+    return words
+
+
+def cut_overlong_words(text: str) -> str:
+    """Return a text for spaCy, whose time grows with the square of a word: a thousand emoji in a row take seconds."""
+    return _OVERLONG_WORD.sub(r"\g<0> ", text)
 
 
 @cache
-def _spacy_splitter() -> Callable[[str], Iterable[Any]]:
+def _spacy_splitter() -> Any:
     # Importing spaCy takes seconds: only when there is text to split.
     from spacy.lang.en import English
 
@@ -80,8 +90,7 @@ def join_surrogates(text: str) -> str:
 
 
 _DASHES_AND_QUOTES = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
-# spaCy's time grows with the square of a word: a thousand emoji in a row take seconds. No real word is cut.
-_OVERLONG_WORD = re.compile(r"\S{500}(?=\S)")
+_OVERLONG_WORD = re.compile(r"\S{500}(?=\S)")  # no real word is
 # What spaCy splits alike wherever it stands: two million random texts of nothing else showed no exception. Emoticons,
 # quotes and abbreviations with inner dots are different.
 _PLAIN_CHUNK = re.compile(r"[A-Za-z0-9]+(?:'[A-Za-z]+)?\.?|[.,?!]+")

@@ -34,7 +34,7 @@ class LimitOptions:
     send_timeout: float = option(15.0, "seconds that a client may take to send a request", kind=positive_float)
     max_body: int = option(1_000_000, "bytes of a request", kind=positive_int)
     max_messages: int = option(1000, "messages of a request", kind=positive_int)
-    max_characters: int = option(200_000, "characters of all texts of a request together", kind=positive_int)
+    max_characters: int = option(100_000, "characters of all texts of a request together", kind=positive_int)
     max_tokens: int = option(
         256, "longest reply, in tokens, whatever a request asks for; at most half the model's positions",
         kind=positive_int,

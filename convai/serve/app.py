@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -52,7 +52,9 @@ def create_app(service: Service, keys: list[str]) -> ASGIApp:
         redoc_url=None, dependencies=[Depends(HTTPBearer(auto_error=False))] if keys else [],
     )  # fmt: skip
     add_errors(api)
-    add_api(api, service)
+    add_chat(api, service)
+    add_rankings(api, service)
+    add_models(api, service)
     add_page_data(api, service)
     add_pages(api)
     options = service.options
@@ -69,8 +71,8 @@ def create_app(service: Service, keys: list[str]) -> ASGIApp:
     return Counted(Gate(app, HostNames(options.host, options.allowed_hosts)), service)
 
 
-def add_api(api: FastAPI, service: Service) -> None:
-    """Add what clients know: chat completions, rankings, models."""
+def add_chat(api: FastAPI, service: Service) -> None:
+    """Add chat completions."""
 
     @api.post("/v1/chat/completions", response_model=ChatCompletion, tags=["dialog"], responses=ERRORS)
     async def chat_completions(wish: ChatRequest, request: Request) -> Any:
@@ -102,6 +104,10 @@ def add_api(api: FastAPI, service: Service) -> None:
 
         return JobStream(replies.events(first), at_end)
 
+
+def add_rankings(api: FastAPI, service: Service) -> None:
+    """Add the ranking of candidates."""
+
     @api.post("/v1/rerank", response_model=Reranked, tags=["dialog"], responses=ERRORS)
     async def rerank(wish: RerankRequest, request: Request) -> Any:
         """Rank candidate replies to a dialog, best first."""
@@ -111,19 +117,32 @@ def add_api(api: FastAPI, service: Service) -> None:
         finally:
             service.worker.forget(job)
         assert isinstance(ranking, Ranking)
-        candidates = wish.candidates
-        best_first = sorted(enumerate(ranking.scores), key=lambda pair: -pair[1])[: wish.top_n]
-        results = [
-            Ranked(
-                index=index,
-                relevance_score=score,
-                document=TextDocument(text=candidates[index]) if wish.return_documents else None,
-            )
-            for index, score in best_first
-        ]
-        usage = {"prompt_tokens": ranking.n_tokens, "total_tokens": ranking.n_tokens}
-        answer = Reranked(id=chat.new_id("rerank"), model=service.name, rank_by=rank_by, results=results, usage=usage)
+        answer = Reranked(
+            id=chat.new_id("rerank"),
+            model=service.name,
+            rank_by=rank_by,
+            results=best_first(wish, ranking.scores),
+            usage={"prompt_tokens": ranking.n_tokens, "total_tokens": ranking.n_tokens},
+        )
         return JSONResponse(answer.model_dump(exclude_none=True))
+
+
+def best_first(wish: RerankRequest, scores: Sequence[float]) -> list[Ranked]:
+    """Return the candidates that were asked for, with their scores."""
+    candidates = wish.candidates
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])
+    return [
+        Ranked(
+            index=index,
+            relevance_score=scores[index],
+            document=TextDocument(text=candidates[index]) if wish.return_documents else None,
+        )
+        for index in order[: wish.top_n]
+    ]
+
+
+def add_models(api: FastAPI, service: Service) -> None:
+    """Add the list of the one model that there is."""
 
     @api.get("/v1/models", tags=["dialog"])
     async def models() -> dict[str, Any]:

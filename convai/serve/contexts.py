@@ -15,7 +15,9 @@ from convai.io.plain_text import plain_line
 from convai.options import DecodingSettings
 from convai.serve.messages import Asked
 
-MAX_REMEMBERED = 50_000  # replies
+MAX_REMEMBERED = 10_000  # replies
+MAX_ALONE = 5_000  # candidates
+SHORT = 500  # characters of texts whose tokens are kept
 
 
 class OwnReplies:
@@ -56,8 +58,8 @@ class Contexts:
         self.max_history = agent.max_history
         self.inputs = InputBuilder(agent.tokenizer, agent.model.config.n_positions, agent.model.config.history_start)
         self.own = OwnReplies()
-        self._encode = lru_cache(maxsize=20_000)(agent.tokenizer.encode)
-        self._alone = LikelihoodAlone()
+        self._encode_short = lru_cache(maxsize=5_000)(agent.tokenizer.encode)
+        self._alone = LikelihoodAlone(MAX_ALONE)
 
     def limited(self, settings: DecodingSettings) -> DecodingSettings:
         """Return settings by which a reply takes at most half the model's positions, as in the chat."""
@@ -74,6 +76,9 @@ class Contexts:
         made = cut_history(self.own.of(asked.turns), self.max_history)
         history = [ids or self._encode(plain_line(turn)) for turn, ids in zip(turns, made, strict=True)]
         return list(map(self._encode, asked.persona)), history
+
+    def _encode(self, text: str) -> TokenIds:
+        return self._encode_short(text) if len(text) <= SHORT else self.agent.tokenizer.encode(text)
 
     def scores(self, asked: Asked, candidates: Sequence[str], by: str) -> tuple[list[float], int]:
         """Return the candidates' scores, in their order, and how many tokens were read.

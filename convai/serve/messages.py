@@ -10,6 +10,8 @@ from convai.io.plain_text import plain_line
 from convai.serve.errors import ApiError
 from convai.serve.schemas import Message
 
+MAX_PERSONA = 10_000  # characters; to split a hundred times as many takes seconds, and no model reads them
+
 
 class Asked(NamedTuple):
     """A dialog that waits for the agent's turn: its last turn is the user's, or there is none yet."""
@@ -31,6 +33,8 @@ def dialog_of(messages: Sequence[Message], max_messages: int) -> Asked:
         if message.role in ("system", "developer"):
             if said:
                 raise _wrong(f"messages[{number}]: the system's message is the persona and must come first")
+            if len(message.text) > MAX_PERSONA:
+                raise _wrong(f"messages[{number}]: a persona has {MAX_PERSONA} characters at most")
             persona += persona_of(message.text)
         elif message.content is None and message.role == "user":
             raise _wrong(f"messages[{number}]: the user's content must be text")

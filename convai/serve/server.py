@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 MAX_CONNECTIONS = 1000
 MAX_HEADERS = 32_768  # bytes of a request's first line and headers
 KEEP_ALIVE = 15  # seconds that a connection may be idle
+STALLED = 60  # seconds that a client may read nothing of what waits for it
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -91,12 +92,13 @@ class Server(uvicorn.Server):
 
 
 class PunctualProtocol(H11Protocol):
-    """Closes connections whose request does not come in time; BodyLimits sees to the body's."""
+    """Closes connections whose request does not come in time, or whose answer is not read."""
 
     def __init__(self, *arguments: Any, seconds: float, **options: Any):
         super().__init__(*arguments, **options)
         self._seconds = seconds
-        self._patience: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None  # runs while a request is expected
+        self._stalled: asyncio.TimerHandle | None = None  # runs while the client reads nothing
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
@@ -108,8 +110,19 @@ class PunctualProtocol(H11Protocol):
         if self.cycle and not self.cycle.response_complete:  # its headers are here
             self._be_patient()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(STALLED, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._be_patient()
+        if self._stalled is not None:
+            self._stalled.cancel()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:

@@ -47,6 +47,7 @@ class Worker:
         self._decoder = self._new_decoder()
         self._memory = PrefixMemory()
         self._rows: dict[int, Row] = {}
+        self._joining: list[tuple[Job, ReplyRequest, int]] = []
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()  # guards what stands between here and the thread
         self._is_draining = self._has_stopped = False
@@ -73,7 +74,7 @@ class Worker:
         """Put a job in line; ApiError (429, 503) where the line is full or has been closed."""
         with self._changed:
             if not self.is_well:
-                raise ApiError(503, "the server is shutting down", headers={"Retry-After": "10"})
+                raise _ending()
             if len(self._waiting) >= self._options.max_waiting:
                 seconds = math.ceil(self._seconds * (1 + len(self._waiting) / self._options.max_batch))
                 raise ApiError(
@@ -132,8 +133,7 @@ class Worker:
 
     def _admit(self) -> None:
         """Let join who has room, at most one ranking or beam search among them; their prompts are read together."""
-        joining: list[tuple[Job, ReplyRequest, int]] = []
-        while job := self._next_job(len(joining)):
+        while job := self._next_job():
             try:
                 if not isinstance(job.wish, Replies):
                     self._rank(job)
@@ -141,20 +141,23 @@ class Worker:
                 if job.wish.settings.num_beams > 1:
                     self._search(job)
                     break
-                joining += self._requests(job)
+                self._joining += self._requests(job)
             except UserError as error:
                 self._post(job, ApiError(400, str(error)))
-        if joining:
+            except Exception as error:  # others must not suffer for it
+                log_discreetly(logger, "reading a request", error)
+                self._post(job, _failed())
+        if self._joining:
             # As in the chat, a lone dialog's next turn need not read the last ones again. Readings that were kept are
             # continued one by one, so where there are others, it is faster to read all prompts together.
-            self._decoder.memory = self._memory if len(joining) == 1 and not self._rows else None
-            keys = self._decoder.admit([request for _, request, _ in joining])
-            for key, (job, _, choice) in zip(keys, joining, strict=True):
+            self._decoder.memory = self._memory if len(self._joining) == 1 and not self._rows else None
+            keys = self._decoder.admit([request for _, request, _ in self._joining])
+            for key, (job, _, choice) in zip(keys, self._joining, strict=True):
                 assert isinstance(job.wish, Replies)
-                reply = GrowingReply(self._tokenizer, job.wish.stops, job.wish.is_streamed)
-                self._rows[key] = Row(job, choice, reply)
+                self._rows[key] = Row(job, choice, GrowingReply(self._tokenizer, job.wish.stops, job.wish.is_streamed))
+            self._joining = []
 
-    def _next_job(self, n_joining: int) -> Job | None:
+    def _next_job(self) -> Job | None:
         """Take the next job out of the line, if there is one and room for it."""
         while True:
             with self._changed:
@@ -162,12 +165,12 @@ class Worker:
                     return None
                 job = self._waiting[0]
                 n_more = len(job.wish.seeds) if isinstance(job.wish, Replies) else 0
-                n_others = len(self._rows) + n_joining
-                if n_others and n_others + n_more > self._options.max_batch:
+                n_others = len(self._rows) + len(self._joining)
+                if n_others and n_others + n_more > self._options.max_batch and not self._is_draining:
                     return None
                 self._waiting.popleft()
             if self._is_draining:
-                self._post(job, ApiError(503, "the server is shutting down", headers={"Retry-After": "10"}))
+                self._post(job, _ending())
             elif job.is_late:
                 self._post(job, late())
             elif not job.is_gone:
@@ -238,9 +241,10 @@ class Worker:
     def _fail_all(self, error: Exception) -> None:
         """After an error within the model: end what runs, and start with a fresh batch."""
         log_discreetly(logger, "generating", error)
-        for job in {row.job for row in self._rows.values()}:
-            self._fail(job, ApiError(500, "the reply failed; the server's log says where"))
+        for job in {*(row.job for row in self._rows.values()), *(job for job, _, _ in self._joining)}:
+            self._fail(job, _failed())
         self._rows.clear()
+        self._joining.clear()
         self._memory.clear()
         self._decoder = self._new_decoder()
 
@@ -251,3 +255,11 @@ class Worker:
         if self._outbox:
             events, self._outbox = self._outbox, []
             events[0][0].loop.call_soon_threadsafe(deliver, events)
+
+
+def _ending() -> ApiError:
+    return ApiError(503, "the server is shutting down", headers={"Retry-After": "10"})
+
+
+def _failed() -> ApiError:
+    return ApiError(500, "the reply failed; the server's log says where")
