@@ -21,7 +21,7 @@ def tiny_agent(is_trained: bool = True) -> DialogAgent:
     """An agent of random weights, greedy, that seldom ends a reply before its length does."""
     tokenizer = train_vocabulary([*TEXTS, *map(str, range(100))], "openai-gpt", 400)
     model = talkative_model(tokenizer, n_positions=512, ranking_is_trained=is_trained)
-    return DialogAgent(model, tokenizer, settings=DecodingSettings(no_sample=True))
+    return DialogAgent(model, tokenizer, settings=DecodingSettings(no_sample=True, min_length=12))
 
 
 class Brake:
