@@ -66,7 +66,8 @@ class Load:
         self.agent = agent
         self.url = url
         dialogs = find_source(options.data).load()["train"]
-        found = [Context(one["personality"], turn["history"]) for one in dialogs for turn in one["utterances"]]
+        # One of each dialog, so that nothing that was read for one reply is of use for the next.
+        found = [Context(one["personality"], one["utterances"][-1]["history"]) for one in dialogs]
         n = max(2 * max(options.clients), options.replies, BATCH)
         self.contexts = [found[i % len(found)] for i in range(n)]
         self.rates: dict[str, list[float]] = {}
