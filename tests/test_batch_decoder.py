@@ -92,6 +92,26 @@ def test_replies_without_a_seed_are_drawn_as_by_transformers(speaker, prompts):
         assert generate_replies(*speaker, prompts[:1], settings) == expected
 
 
+def test_a_prompt_that_comes_many_times_is_read_once(speaker, prompts):
+    requests = [ReplyRequest(prompts[i], SETTINGS[3], seed) for i, seed in ((0, 1), (1, 1), (0, 2), (0, 3), (1, 2))]
+    decoder = BatchDecoder(*speaker)
+    keys = decoder.admit(requests)
+    assert decoder.n_tokens_read == sum(len(prompt.input_ids) for prompt in prompts[:2])
+    replies = {key: [] for key in keys}
+    while decoder.n_rows:
+        for key, token, _ in decoder.step():
+            replies[key] += [] if token is None else [token]
+    assert list(replies.values()) == alone(speaker, requests)
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_what_a_cpu_does(speaker, requests):
+    model, tokenizer = speaker
+    greedy = [request for request in requests if request.settings.no_sample]
+    decoder = BatchDecoder(copy.deepcopy(model).to("cuda"), tokenizer)
+    assert run_in_turns(decoder, greedy, random.Random(0)) == alone(speaker, greedy)
+
+
 def test_a_row_that_has_ended_is_gone(speaker, prompts):
     decoder = BatchDecoder(*speaker)
     (key,) = decoder.admit([ReplyRequest(prompts[0], DecodingSettings(no_sample=True, max_length=2, min_length=2))])

@@ -128,19 +128,24 @@ class BatchDecoder:
         Every reply gets as many tokens as its settings and the model's positions leave room for.
         """
         rows = list(map(self._row, requests))
-        unread = []
+        unread: list[_Row] = []
+        alike: list[tuple[_Row, int]] = []  # whose prompt is that of a place among the unread
         for row in rows:
             prompt = row.request.prompt
-            known = self.memory.take(prompt) if self.memory else None
-            if known is None:
-                unread.append(row)
-            else:  # alone, as what is known has no padding within
+            place = next((i for i, other in enumerate(unread) if other.request.prompt == prompt), None)
+            if place is not None:
+                alike.append((row, place))
+            elif known := self.memory.take(prompt) if self.memory else None:
+                # Alone, as what is known has no padding within.
                 logits = self._read([prompt], known.n_tokens, known.cache)
                 self._newcomers.append(_Group(known.cache, [row], logits))
+            else:
+                unread.append(row)
         if unread:
             cache = self.model.new_cache()
             logits = self._read([row.request.prompt for row in unread], 0, cache)
-            self._newcomers.append(_Group(cache, unread, logits))
+            copies = [_Group(cache.part(i, row.n_read, row.n_read), [row], logits[i : i + 1]) for row, i in alike]
+            self._newcomers += [_Group(cache, unread, logits), *copies]
         return [row.key for row in rows]
 
     def _row(self, request: ReplyRequest) -> _Row:
