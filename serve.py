@@ -39,7 +39,9 @@ def main() -> None:
 
     agent = load_agent(folder, options)
     persona_of("One. Two.")  # imports spaCy, which the first persona should not have to wait for
-    name = Path(options.model_checkpoint or options.model).name
+    if options.num_beams > 1:
+        import convai.dialog.beam_search  # noqa: F401 # nor for this, which takes seconds, too
+    name = Path(options.model_checkpoint or options.model).name or folder.resolve().name
     service = Service(agent, options, name, load_personas(options, folder, agent.tokenizer))
     app = create_app(service, keys)
     say(f"serving {name} at {url_of(listener)} (Ctrl-C ends it)")

@@ -10,6 +10,7 @@ Each rate is given by the clock and by the time that this process has computed, 
 GPU only the first means something.
 """
 
+import asyncio
 import json
 import statistics
 import subprocess
@@ -20,7 +21,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
+from bench.clients import ask, body_of
 from bench.measure import Measurement, ratio
 from bench.options import BenchOptions
 from bench.setting import Setting
@@ -35,7 +38,7 @@ from convai.serve.server import make_server, open_socket
 from convai.serve.service import Service
 
 BATCH = 16  # without a server
-N_CHATS = 8
+N_ALONE = 8  # replies that are made one by one, in a turn
 
 
 @dataclass(frozen=True)
@@ -66,18 +69,19 @@ class Load:
         self.agent = agent
         self.url = url
         dialogs = find_source(options.data).load()["train"]
-        found = [Context(one["personality"], turn["history"]) for one in dialogs for turn in one["utterances"]]
+        # One of each dialog, so that nothing that was read for one reply is of use for the next.
+        found = [Context(one["personality"], one["utterances"][-1]["history"]) for one in dialogs]
         n = max(2 * max(options.clients), options.replies, BATCH)
         self.contexts = [found[i % len(found)] for i in range(n)]
         self.rates: dict[str, list[float]] = {}
         self.cpu_rates: dict[str, list[float]] = {}  # a second of this process's own, which others do not take from
         self.first_text: dict[str, list[float]] = {}
+        self.lone: list[tuple[float, float]] = []  # seconds until a reply's first text: in the chat, over HTTP
 
     def take_turns(self) -> None:
         ways: dict[str, Callable[[], tuple[int, float]]] = {
             f"batches of {BATCH}": lambda: self.without_server(BATCH),
             "one by one": lambda: self.without_server(1),
-            "chat": self.chat,
         } | {f"{n} clients": lambda n=n: self.served(n) for n in self.options.clients}
         for turn in range(self.options.repeats):
             for name, work in ways.items():
@@ -86,29 +90,34 @@ class Load:
                 self.rates.setdefault(name, []).append(n_replies / seconds)
                 self.cpu_rates.setdefault(name, []).append(n_replies / (time.process_time() - busy))
                 print(f"turn {turn + 1}: {name}: {n_replies / seconds:.3g} replies/s", file=sys.stderr, flush=True)
+            for context in self.contexts[:N_ALONE]:
+                self.lone.append((self.in_chat(context), self.over_http(context)))
 
     def without_server(self, batch_size: int) -> tuple[int, float]:
-        n = self.options.replies // BATCH * BATCH or BATCH if batch_size > 1 else N_CHATS
+        n = self.options.replies // BATCH * BATCH or BATCH if batch_size > 1 else N_ALONE
         start = time.perf_counter()
         for first in range(0, n, batch_size):
             self.agent.reply_batch(self.contexts[first : first + batch_size])
         return n, time.perf_counter() - start
 
-    def chat(self) -> tuple[int, float]:
-        """Reply as the chat does, which shows a reply as it grows."""
-        begin = time.perf_counter()
-        for persona, history in self.contexts[:N_CHATS]:
-            self.agent.reset()
-            self.agent.persona, self.agent.history = list(persona), list(history[:-1])
-            shown: list[float] = []
-            start = time.perf_counter()
-            self.agent.reply(history[-1], lambda text, shown=shown: settled(text) and shown.append(time.perf_counter()))
-            self.first_text.setdefault("chat", []).append(shown[0] - start if shown else float("nan"))
-        return N_CHATS, time.perf_counter() - begin
+    def in_chat(self, context: Context) -> float:
+        """Return the seconds until the chat shows the first text of a reply."""
+        self.agent.reset()
+        self.agent.persona, self.agent.history = list(context.persona), list(context.history[:-1])
+        shown: list[float] = []
+        start = time.perf_counter()
+        self.agent.reply(context.history[-1], lambda text: shown.append(time.perf_counter()) if settled(text) else None)
+        return (shown or [time.perf_counter()])[0] - start
+
+    def over_http(self, context: Context) -> float:
+        """Return the seconds until a request that is alone gets it."""
+        address = urlsplit(self.url)
+        body = body_of([context.persona, context.history], self.options.length)
+        return asyncio.run(ask(str(address.hostname), address.port or 0, body))
 
     def served(self, n_clients: int) -> tuple[int, float]:
         """Have clients ask the server, in a process of their own."""
-        n = max(2, self.options.replies // n_clients) * n_clients if n_clients > 1 else N_CHATS
+        n = max(2, self.options.replies // n_clients) * n_clients if n_clients > 1 else N_ALONE
         asked = {"url": self.url, "clients": n_clients, "length": self.options.length, "contexts": self.contexts[:n]}
         command = [sys.executable, "-m", "bench.clients"]
         done = subprocess.run(command, input=json.dumps(asked), stdout=subprocess.PIPE, text=True, check=True)
@@ -130,6 +139,13 @@ class Load:
                 line["first_text_ms"] = round(1000 * statistics.median(times))
                 line["first_text_ms_p95"] = round(1000 * times[int(0.95 * (len(times) - 1))])
             yield line
+        in_chat, over_http = zip(*self.lone, strict=True)
+        yield {
+            "name": "first text of a lone request",
+            "first_text_ms": round(1000 * statistics.median(over_http)),
+            "chat_first_text_ms": round(1000 * statistics.median(in_chat)),
+            "times_chat": round(statistics.median(b / a for a, b in self.lone), 3),
+        }
 
 
 @contextmanager
