@@ -16,9 +16,10 @@ from bench.enlarge import PERSONACHAT_DIALOGS, enlarged
 from bench.measure import MEGABYTE, anonymous_memory, compare, peak_memory, reset_peak_memory
 from bench.scoring import summary
 from bench.setting import MAX_HISTORY, Disagreement, Setting
+from convai.data.build import build_arrays
 from convai.data.formats import Dialog, find_source
 from convai.data.inputs import InputBuilder
-from convai.data.store import build_arrays, read_store
+from convai.data.store import read_store
 from convai.model.loading import load_tokenizer
 from convai.training.updates import TreeDataset
 from utils import get_dataset
