@@ -17,7 +17,8 @@ from bench.measure import MEGABYTE, anonymous_memory, compare, peak_memory, rese
 from bench.scoring import summary
 from bench.setting import MAX_HISTORY, Disagreement, Setting
 from convai.data.build import build_arrays
-from convai.data.formats import Dialog, find_source
+from convai.data.conversation import Dialog
+from convai.data.formats import find_source
 from convai.data.inputs import InputBuilder
 from convai.data.store import read_store
 from convai.model.loading import load_tokenizer

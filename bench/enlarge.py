@@ -7,7 +7,7 @@ that were said elsewhere; so most of its strings are repetitions, which is what 
 import random
 from collections.abc import Iterator, Sequence
 
-from convai.data.formats import Dialog
+from convai.data.conversation import Dialog
 
 PERSONACHAT_DIALOGS = {"train": 17_878, "valid": 1_000}
 N_CANDIDATES = 20

@@ -5,7 +5,6 @@ import io
 import sys
 import zlib
 from pathlib import Path
-from typing import IO
 
 from convai.errors import UserError, argument
 
@@ -45,7 +44,7 @@ class ByteStream:
         self._file = open_checked(path)
         self._meter = meter
         self._before = meter.done if meter else 0
-        self._content: IO[bytes]
+        self._content: io.BufferedIOBase
         try:
             first = self._file.peek(len(_ZSTD))
         except OSError as error:

@@ -5,6 +5,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from convai.data.conversation import Dialog
 from convai.errors import UserError
 
 SPLITS = ("train", "valid")
@@ -72,9 +73,9 @@ def tell(where: str, parts: Collection[str], n_held_out: int, n_dialogs: int) ->
                 n_dialogs, unused)  # fmt: skip
 
 
-def with_held_out(where: str, splits: Mapping[str, list], split_needed: bool) -> dict[str, list]:
+def with_held_out(where: str, splits: Mapping[str, list[Dialog]], split_needed: bool) -> dict[str, list[Dialog]]:
     """Return train and valid of dialogs in lists; UserError where they cannot be had."""
-    whole: Sequence[Any] = [] if all(name in splits for name in SPLITS) else splits.get(_lone_or_test(splits), [])
+    whole: list[Dialog] = [] if all(name in splits for name in SPLITS) else splits.get(_lone_or_test(splits), [])
     groups = held_out_together(whole)
     plan = plan_splits(where, splits.keys(), len(whole), len(groups), split_needed)
     if plan.held_out is None:
@@ -92,7 +93,7 @@ def _lone_or_test(parts: Collection[str]) -> str:
     return "test" if set(parts) == {"test"} else lone_part(parts)
 
 
-def held_out_together(dialogs: Sequence[Any]) -> list[list[int]]:
+def held_out_together(dialogs: Sequence[Dialog]) -> list[list[int]]:
     """Return the numbers of the dialogs, those of one conversation together, in their order."""
     groups: dict[Any, list[int]] = {}
     for number, dialog in enumerate(dialogs):

@@ -131,7 +131,7 @@ class Block:
         hashes[order].tofile(block.beside("hashes"))
         with atomic_write(block.path, durable=durable) as temporary, open(temporary, "wb") as file:
             texts = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-            np.savez(file, texts=texts, text_ends=text_ends, order=order, **arrays)
+            np.savez(file, **(arrays | {"texts": texts, "text_ends": text_ends, "order": order}))  # type: ignore[arg-type] # its option
 
 
 def spool(

@@ -32,7 +32,7 @@ from convai.data.lost_text import LostText
 from convai.data.numbering import piece_path, texts_of
 from convai.data.same_reply import normalize_answer
 from convai.io.files import atomic_write, read_json_object, write_json
-from convai.model.tokenization import DialogTokenizer
+from convai.model.tokenization import DialogTokenizer, GptTokenizer
 
 MAX_PROCESSES = 8  # each takes some memory of its own
 # From so many utterances on it pays to start other processes.
@@ -139,7 +139,7 @@ def _tokenize_in_processes(
 ) -> None:  # fmt: skip
     """Have processes tokenize the pieces of these numbers, each the next one when it is done with its last."""
     waiting = iter(numbers)
-    reports: SimpleQueue[tuple[subprocess.Popen, str]] = SimpleQueue()
+    reports: SimpleQueue[tuple[subprocess.Popen[bytes], str]] = SimpleQueue()
     with _started(n_processes, [str(folder), str(store), str(int(durable))], pickle.dumps(tokenizer)) as workers:
         for worker in workers:
             Thread(target=_listen, args=(worker, reports), daemon=True).start()
@@ -149,7 +149,7 @@ def _tokenize_in_processes(
             worker, line = reports.get()
             report = json.loads(line) if line else {"error": f"it ended with status {worker.wait()}"}
             if "error" in report:
-                raise WorkerError(report.get("errno"), f"tokenizing in another process failed: {report['error']}")
+                raise WorkerError(f"tokenizing in another process failed: {report['error']}")
             on_progress(report["n"])
             if report["is_done"]:
                 n_done += 1
@@ -157,13 +157,13 @@ def _tokenize_in_processes(
 
 
 @contextmanager
-def _started(n: int, arguments: list[str], pickled: bytes) -> Iterator[list[subprocess.Popen]]:
+def _started(n: int, arguments: list[str], pickled: bytes) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Start `n` processes, which end with the block at the latest."""
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
                                 "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
     command = [sys.executable, "-m", "convai.data.tokenizing", *arguments]
-    workers: list[subprocess.Popen] = []
+    workers: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(n):
             workers.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment))
@@ -178,7 +178,7 @@ def _started(n: int, arguments: list[str], pickled: bytes) -> Iterator[list[subp
             worker.communicate()
 
 
-def _listen(worker: subprocess.Popen, reports: "SimpleQueue[tuple[subprocess.Popen, str]]") -> None:
+def _listen(worker: subprocess.Popen[bytes], reports: "SimpleQueue[tuple[subprocess.Popen[bytes], str]]") -> None:
     """Put what a process reports into the queue, and "" when it has ended."""
     assert worker.stdout is not None
     for line in worker.stdout:
@@ -186,7 +186,7 @@ def _listen(worker: subprocess.Popen, reports: "SimpleQueue[tuple[subprocess.Pop
     reports.put((worker, ""))
 
 
-def _send(worker: subprocess.Popen, number: int | None) -> None:
+def _send(worker: subprocess.Popen[bytes], number: int | None) -> None:
     assert worker.stdin is not None
     if number is not None:
         worker.stdin.write(f"{number}\n".encode())
@@ -204,13 +204,16 @@ def _work(folder: Path, store: Path, durable: bool) -> None:
     size = int.from_bytes(sys.stdin.buffer.read(8), "little")
     try:
         tokenizer = pickle.loads(sys.stdin.buffer.read(size))
+        if isinstance(tokenizer, GptTokenizer) and "torch" not in sys.modules:
+            # spaCy's libraries import PyTorch where they find it: 110 MB and a second, and words are split without it.
+            sys.modules["torch"] = None  # type: ignore[assignment]
         for line in sys.stdin.buffer:
             tokenize_piece(folder, store, tokenizer, int(line), durable, lambda n: report(n=n, is_done=False))
             report(n=0, is_done=True)
     except BrokenPipeError:
         os._exit(1)  # who started this is gone
     except Exception as error:
-        report(error=f"{type(error).__name__}: {error}", errno=getattr(error, "errno", None))
+        report(error=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

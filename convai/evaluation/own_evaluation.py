@@ -8,7 +8,8 @@ from functools import cache
 from typing import NamedTuple
 
 from convai.data.build import build_arrays
-from convai.data.formats import Dialog, load_for_evaluation
+from convai.data.conversation import Dialog
+from convai.data.formats import load_for_evaluation
 from convai.data.lost_text import LostText
 from convai.data.same_reply import without_twins
 from convai.data.store import N_VALIDATION_DISTRACTORS, DialogSplit

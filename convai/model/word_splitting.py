@@ -14,6 +14,8 @@ from tokenizers import normalizers, pre_tokenizers
 from convai.errors import UserError, argument
 
 PRE_TOKENIZATIONS = ("spacy", "bert")
+_MAX_WORDS = 2**16  # that spaCy may keep in memory
+_LONGEST_KEPT = 64  # characters
 
 # Decoding undoes the spaces that word splitting put before punctuation and contractions: "do n't"; by bert "don ' t".
 _SPACE_BEFORE_PUNCTUATION = re.compile(r" (?=[.?!,])")
@@ -51,23 +53,28 @@ def _fix_text(text: str) -> str:
     return fix_text(text)
 
 
-@lru_cache(maxsize=2**17)
+@lru_cache(maxsize=2**16)
 def _is_plain(chunk: str) -> bool:
-    return bool(_PLAIN_CHUNK.fullmatch(chunk))
+    # Long ones are rare, and would fill the memory that is kept.
+    return len(chunk) <= _LONGEST_KEPT and bool(_PLAIN_CHUNK.fullmatch(chunk))
 
 
-@lru_cache(maxsize=2**17)
+@lru_cache(maxsize=2**16)
 def _split_chunk(chunk: str) -> list[str]:
     return _split_by_spacy(chunk)
 
 
 def _split_by_spacy(text: str) -> list[str]:
+    splitter = _spacy_splitter()
     # spaCy takes a line break and the space after it for one token.
-    return [token.text.lower().rstrip(" ") for token in _spacy_splitter()(_OVERLONG_WORD.sub(r"\g<0> ", text))]
+    words = [token.text.lower().rstrip(" ") for token in splitter(_OVERLONG_WORD.sub(r"\g<0> ", text))]
+    if len(splitter.vocab.strings) > _MAX_WORDS:  # it keeps every word that it ever met
+        _spacy_splitter.cache_clear()
+    return words
 
 
 @cache
-def _spacy_splitter() -> Callable[[str], Iterable[Any]]:
+def _spacy_splitter() -> Any:
     # Importing spaCy takes seconds: only when there is text to split.
     from spacy.lang.en import English
 
