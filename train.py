@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from torch.utils.data import DataLoader
 
 from convai.data.batches import TreeBatch, collate_trees
 from convai.data.inputs import InputBuilder, longest_persona
-from convai.data.store import DialogSplit
+from convai.data.mixture import AnySplit, Mixture
 from convai.io.pretrained import locate_checkpoint
 from convai.model.double_heads import DoubleHeadsModel
 from convai.model.heads import DialogConfig, DoubleHeads
@@ -48,7 +49,16 @@ from convai.training.precision import Precision
 from convai.training.run_control import RunControl
 from convai.training.run_folder import check_is_free
 from convai.training.trainer import Trainer, UpdateResult, gold_columns, tree_losses
-from convai.training.updates import RunSize, TreeDataset, Update, UpdateSampler, collate_update, length_sorted_batches
+from convai.training.updates import (
+    MeasuredSource,
+    RunSize,
+    TreeDataset,
+    Update,
+    UpdateSampler,
+    collate_update,
+    length_sorted_batches,
+    sources_to_measure,
+)
 from utils import build_input_from_segments, get_dataset
 
 __all__ = ["SPECIAL_TOKENS", "build_input_from_segments", "get_data_loaders", "train"]  # as published
@@ -84,8 +94,10 @@ def train(args: TrainingOptions, device: torch.device) -> None:
     train_data, valid_data = (cast(TreeDataset, loader.dataset) for loader in (train_loader, valid_loader))
     trainer = create_trainer(args, parts, cast(UpdateSampler, train_loader.batch_sampler), device, interruption)
     trains_ranking = train_ranking_head(args, trainer, model, train_data)
-    evaluator = create_evaluator(parts, device, is_ranking_measured(trains_ranking, valid_data))
-    size = RunSize(n_updates, len(train_data), update_size(args))
+    is_ranking = is_ranking_measured(trains_ranking, valid_data)
+    evaluator = create_evaluator(parts, device, is_ranking, sources_to_measure(valid_data))
+    mixture = splits["train"].described() if isinstance(splits["train"], Mixture) else ""
+    size = RunSize(n_updates, train_data.n_seen, update_size(args), mixture)
     run = prepare_run(args, splits, parts, size, resumed, trainer)
     checkpoints = Checkpoints(run, parts, args.n_saved, size)
     attach_progress(trainer, evaluator, n_updates)
@@ -108,7 +120,7 @@ def check_output_folder(args: TrainingOptions) -> None:
         check_is_free(Path(args.output_dir), args.set_aside)
 
 
-def prepare_data(args: TrainingOptions, resumed: Path | None) -> tuple[Path, DialogTokenizer, dict[str, DialogSplit]]:
+def prepare_data(args: TrainingOptions, resumed: Path | None) -> tuple[Path, DialogTokenizer, dict[str, AnySplit]]:
     """Return the folder of the checkpoint to start from, its tokenizer, and the tokenized data."""
     # One rank of each machine downloads and tokenizes; the others wait, then read. A failure there ends them all.
     with idist.one_rank_first(local=True):
@@ -143,7 +155,7 @@ def prepare_model(
     return model.to(device)
 
 
-def align_history(args: TrainingOptions, model: DoubleHeads, train: DialogSplit) -> None:
+def align_history(args: TrainingOptions, model: DoubleHeads, train: AnySplit) -> None:
     """Fix the position at which the history starts; the checkpoint's config keeps it for chat and evaluation."""
     config = model.config
     if not isinstance(model, DoubleHeadsModel):
@@ -158,29 +170,31 @@ def align_history(args: TrainingOptions, model: DoubleHeads, train: DialogSplit)
 
 
 def get_data_loaders(
-    args: TrainingOptions, splits: dict[str, DialogSplit], tokenizer: DialogTokenizer, config: DialogConfig,
+    args: TrainingOptions, splits: dict[str, AnySplit], tokenizer: DialogTokenizer, config: DialogConfig,
     device: torch.device,
 ) -> tuple[DataLoader, DataLoader]:  # fmt: skip
     """Return the loaders of training (an Update a step) and validation (a TreeBatch a step, every candidate)."""
     for name, split in splits.items():
         logger.info("%s: %d dialogs, %d examples", name, split.n_dialogs, len(split))
+        if isinstance(split, Mixture):
+            logger.info("%s: %s%s", name, split.described(), f", {split.n_seen} an epoch" if name == "train" else "")
     inputs = InputBuilder(tokenizer, config.n_positions, config.history_start)
-    make_dataset = partial(TreeDataset, inputs=inputs, max_history=args.max_history)
+    make_dataset = partial(TreeDataset, inputs=inputs, max_history=args.max_history, distractors=args.distractors)
     train = make_dataset(splits["train"], num_candidates=args.num_candidates, n_rotations=args.personality_permutations)
     valid = make_dataset(splits["valid"])
     # On a CPU preparing an update takes a thousandth of its time; a GPU should not have to wait for it.
     n_workers = (2 if device.type == "cuda" else 0) if args.num_workers is None else args.num_workers
     make_loader = partial(DataLoader, num_workers=n_workers, persistent_workers=n_workers > 0,
                           pin_memory=device.type == "cuda")  # fmt: skip
-    ranks = {"rank": idist.get_rank(), "n_ranks": idist.get_world_size()}
+    rank, n_ranks = idist.get_rank(), idist.get_world_size()
     train_loader = make_loader(
         train,
-        batch_sampler=UpdateSampler(len(train), update_size(args), args.seed, **ranks),
+        batch_sampler=UpdateSampler(train.n_seen, update_size(args), args.seed, rank, n_ranks, train.seen_in),
         collate_fn=partial(collate_update, micro_batch_size=args.train_batch_size),
     )
     valid_loader = make_loader(
         valid,
-        batch_sampler=length_sorted_batches(valid, args.valid_batch_size, **ranks),
+        batch_sampler=length_sorted_batches(valid, args.valid_batch_size, rank, n_ranks),
         collate_fn=collate_trees,
     )
     return train_loader, valid_loader
@@ -296,45 +310,60 @@ class BatchScores:
     hits: Tensor  # (B,) 1 where the gold reply is scored highest
     nll: Tensor  # (N,) of the target tokens
     n_cut: int  # examples of which something was left out to fit the model
+    source: int | None  # which data set they are of
 
 
-def create_evaluator(parts: TrainingParts, device: torch.device, is_ranking: bool = True) -> Engine:
+def create_evaluator(
+    parts: TrainingParts, device: torch.device, is_ranking: bool = True, sources: Sequence[MeasuredSource] = ()
+) -> Engine:
     """Return the engine that computes `hits@1` over all candidates and, per target token, `nll` and `perplexity`.
 
     With several ranks they are over the batches of all; one without any of its own gives a None instead. Without
-    `is_ranking`, and as long as the ranking head is as it was drawn, there is no hits@1.
+    `is_ranking`, and as long as the ranking head is as it was drawn, there is no hits@1. Those of each of several
+    `sources` are beside the total: `hits@1/NAME`, `perplexity/NAME`.
     """
 
     @torch.inference_mode()
     def score_batch(engine: Engine, batch: TreeBatch | None) -> BatchScores:
         if batch is None:
-            return BatchScores(torch.zeros(0), torch.zeros(0), n_cut=0)
+            return BatchScores(torch.zeros(0), torch.zeros(0), n_cut=0, source=None)
         parts.model.eval()
         with parts.precision.autocast():
             token_losses, _, scores = tree_losses(parts.model, batch.to(device))
         hits = scores.argmax(dim=1) == gold_columns(scores)  # of equal scores the first counts, so never the gold
-        return BatchScores(hits.float(), token_losses, batch.n_cut)
+        return BatchScores(hits.float(), token_losses, batch.n_cut, batch.source)
 
-    def mean_of(name: str) -> MetricsLambda:
+    def mean_of(name: str, source: int | None = None) -> MetricsLambda:
+        def values_of(scores: BatchScores) -> Tensor:
+            values: Tensor = getattr(scores, name)[:, None]
+            return values if source in (None, scores.source) else values[:0]
+
         # Over all values of all batches; the published perplexity weighted batches by slots that included padding.
-        return MetricsLambda(Tensor.item, Average(lambda scores: getattr(scores, name)[:, None]))
+        return MetricsLambda(Tensor.item, Average(values_of))
 
     evaluator = Engine(score_batch)
     if is_ranking:
         mean_of("hits").attach(evaluator, "hits@1")
     mean_of("nll").attach(evaluator, "nll")
     MetricsLambda(math.exp, mean_of("nll")).attach(evaluator, "perplexity")
+    for source in sources:
+        if is_ranking and source.offers_a_choice:
+            mean_of("hits", source.number).attach(evaluator, f"hits@1/{source.name}")
+        MetricsLambda(math.exp, mean_of("nll", source.number)).attach(evaluator, f"perplexity/{source.name}")
 
     @evaluator.on(Events.EPOCH_COMPLETED)
     def leave_out_chance(engine: Engine) -> None:
-        if not parts.model.config.ranking_is_trained and engine.state.metrics.pop("hits@1", None) is not None:
+        found = [name for name in engine.state.metrics if name.partition("/")[0] == "hits@1"]
+        if found and not parts.model.config.ranking_is_trained:
+            for name in found:
+                del engine.state.metrics[name]
             logger.info("hits@1 -: the ranking head is untrained, so that its choices are chance")
 
     return evaluator
 
 
 def prepare_run(
-    args: TrainingOptions, splits: dict[str, DialogSplit], parts: TrainingParts, size: RunSize, resumed: Path | None,
+    args: TrainingOptions, splits: dict[str, AnySplit], parts: TrainingParts, size: RunSize, resumed: Path | None,
     trainer: Engine,
 ) -> Path:  # fmt: skip
     """Return the folder of a new run, or of the one to go on with, whose state is put back."""

@@ -10,10 +10,13 @@ from pathlib import Path
 from convai.data.build import open_or_build
 from convai.data.digests import KnownDigests
 from convai.data.formats import PERSONACHAT_URL, find_source
+from convai.data.held_out import SPLITS
 from convai.data.inputs import positions
 from convai.data.layouts import TokenNumbers, lay_out
+from convai.data.mixture import AnySplit, Mixture
 from convai.data.reading import AS_BY_DEFAULT
 from convai.data.store import FORMAT_VERSION, DialogSplit, TokenIds
+from convai.data.weighted import weighted_sources
 from convai.io.pretrained import RELEASED_MODEL_URL, locate_finetuned
 from convai.model.tokenization import DialogTokenizer
 from convai.options import ReadingOptions
@@ -32,14 +35,25 @@ def get_dataset(
     dataset_cache: str,
     split_needed: bool = True,
     options: ReadingOptions = AS_BY_DEFAULT,
-) -> dict[str, DialogSplit]:
+) -> dict[str, AnySplit]:
     """Return the tokenized "train" and "valid" splits of a data set.
 
-    `dataset_path` is "" for PersonaChat (downloaded once), "example" for the embedded set, or any file, pair, folder or
-    URL that formats.find_source reads. `dataset_cache` is the path prefix of the token cache, whose name ends in a hash
-    of data, `options` of reading them, tokenizer and format version; "" keeps them in temporary files. Where no split
-    is needed, a lone dialog will do, and "valid" may be empty. Raises UserError for data that cannot be read.
+    `dataset_path` is "" for PersonaChat (downloaded once), "example" for the embedded set, any file, pair, folder or
+    URL that formats.find_source reads, or several of these (see weighted.py), which have a cache each. `dataset_cache`
+    is the path prefix of the token cache, whose name ends in a hash of data, `options` of reading them, tokenizer and
+    format version; "" keeps them in temporary files. Where no split is needed, a lone dialog will do, and "valid" may
+    be empty. Raises UserError for data that cannot be read.
     """
+    if several := weighted_sources(dataset_path):
+        loaded = [tokenized(tokenizer, source.path, dataset_cache, split_needed, options) for source in several]
+        return {name: Mixture(several, [splits[name] for splits in loaded]) for name in SPLITS}
+    return {**tokenized(tokenizer, dataset_path, dataset_cache, split_needed, options)}
+
+
+def tokenized(
+    tokenizer: DialogTokenizer, dataset_path: str, dataset_cache: str, split_needed: bool, options: ReadingOptions
+) -> dict[str, DialogSplit]:
+    """Return the tokenized splits of a single source."""
     source = find_source(dataset_path, options)
     path = None
     if dataset_cache:

@@ -100,7 +100,7 @@ def test_several_processes_make_the_same_store(tmp_path, tokenizer, source, expe
 
 def test_a_process_that_fails_is_an_error_with_its_reason(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizing, "MIN_FOR_PROCESSES", 0)
-    with pytest.raises(OSError, match="in another process failed: FileNotFoundError: .*piece-00000[01].npz"):
+    with pytest.raises(OSError, match=r"in another process failed: FileNotFoundError: .*piece-00000[01]\.npz"):
         tokenizing.tokenize_pieces(tmp_path, tmp_path, tokenizer, [3, 3], n_processes=2, durable=False,
                                    on_progress=lambda n: None)  # fmt: skip
 

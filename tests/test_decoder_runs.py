@@ -17,6 +17,7 @@ from test_distributed import environment, free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import train
+from bench import merging
 from convai.dialog.agent import Context, DialogAgent
 from convai.errors import NoFigure, UserError
 from convai.model.loading import load_model, load_tokenizer
@@ -152,6 +153,18 @@ class TestCheckpointsOfAdapters:
         merged = AutoModelForCausalLM.from_pretrained("run", dtype=torch.float32)(ids).logits
         torch.testing.assert_close(PeftModel.from_pretrained(base, str(checkpoint))(ids).logits, merged)
         assert not torch.allclose(AutoModelForCausalLM.from_pretrained("base")(ids).logits, merged, atol=1e-3)
+
+    def test_what_merging_costs_is_measured(self, checkpoint, capsys):
+        merging.main([str(checkpoint), "--examples", "8"])
+        rows = {row["way"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+        exact = rows.pop("fp32")
+        assert exact["mean difference of a token's log-probability"] == 0
+        for row in rows.values():
+            assert row["token perplexity"] == pytest.approx(exact["token perplexity"], rel=0.01)
+            assert row["mean difference of a token's log-probability"] > 0
+        with pytest.raises(SystemExit) as exit:
+            merging.main(["run"])
+        assert exit.value.code == 2
 
     def test_another_base_is_refused(self, checkpoint):
         weights = weights_of("base")

@@ -18,6 +18,7 @@ from convai.errors import UserError
 from convai.evaluation.metrics import f1_score
 from convai.evaluation.own_evaluation import OwnEvaluation
 from convai.options import EvaluationOptions, training_parser
+from convai.options.shared import DISTRACTORS
 from convai.training.updates import TreeDataset, length_sorted_batches
 from convai_evaluation import evaluate
 from train import create_evaluator, prepare_parts
@@ -76,19 +77,21 @@ def test_batch_size_does_not_change_results(tokenizer, dataset_file, no_sample):
         assert other == pytest.approx(found[0], rel=1e-4)
 
 
-def validation_metrics(agent, path) -> dict[str, float]:
+def validation_metrics(agent, path, kind="random") -> dict[str, float]:
     """What training's validation finds on the dialogs of a file, all of them."""
     split = DialogSplit(build_arrays({"valid": read_splits(path)[""]}, agent.tokenizer), "valid")
-    dataset = TreeDataset(split, InputBuilder(agent.tokenizer, 128), max_history=2)
+    dataset = TreeDataset(split, InputBuilder(agent.tokenizer, 128), max_history=2, distractors=kind)
     loader = [collate_trees([dataset[i] for i in batch]) for batch in length_sorted_batches(dataset, 4)]
     parts = prepare_parts(training_parser().parse_args([]), agent.model, agent.tokenizer, 1, "cpu")
     return create_evaluator(parts, torch.device("cpu")).run(loader).metrics
 
 
-def test_drawn_distractors_give_the_hits_and_perplexity_of_training_s_validation(tokenizer, lone_file):
+@pytest.mark.parametrize("kind", DISTRACTORS)
+def test_drawn_distractors_give_the_hits_and_perplexity_of_training_s_validation(tokenizer, lone_file, kind):
     agent = dialog_agent(tokenizer, seed=3)
-    results = evaluate(OwnEvaluation(options(lone_file)), agent, ["hits@1", "ppl"])
-    metrics = validation_metrics(agent, lone_file)
+    results = evaluate(OwnEvaluation(options(lone_file, distractors=kind)), agent, ["hits@1", "ppl"])
+    metrics = validation_metrics(agent, lone_file, kind)
+    assert results["hits@1"].ranking.distractors == f"drawn ({kind})"
     assert results["hits@1"].figures["hits@1"] == pytest.approx(metrics["hits@1"])
     assert results["hits@1"].figures["hits@1"] < 1  # so there were distractors
     assert results["ppl"].figures["token_ppl"] == pytest.approx(metrics["perplexity"], rel=1e-4)

@@ -113,9 +113,7 @@ def test_what_cannot_be_had_is_one_line_with_a_remedy(hub, name, error, wanted):
     hub.error = error
     message = error_of(name)
     assert wanted in message
-    assert message.endswith(
-        "Give --model_checkpoint a local folder with config.json, vocab.json, merges.txt and weights."
-    )
+    assert message.endswith("Give --model_checkpoint a local folder with config.json, vocabulary and weights.")
 
 
 def test_the_real_hub_client_without_a_network(tmp_path, monkeypatch):
@@ -167,7 +165,7 @@ def test_an_archive_is_fetched_once_and_unpacked(tokenizer, tmp_path, monkeypatc
 
 def test_config(tmp_path):
     with pytest.raises(
-        UserError, match=r"has no config\.json: is it a checkpoint folder\? It needs config\.json, vocab"
+        UserError, match=r"has no config\.json: is it a checkpoint folder\? It needs config\.json, a vocab"
     ):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"n_embd": 16}))

@@ -303,10 +303,10 @@ def test_the_script_ranks_by_pmi_without_a_trained_head_and_says_so(untrained_fo
 @pytest.mark.parametrize(
     ("n_candidates", "label"),
     [
-        ([1] * 12, "by likelihood, 19 drawn distractors"),
-        ([1] * 4, "by likelihood, 6 drawn distractors"),  # there are no more
+        ([1] * 12, "by likelihood, 19 drawn (random) distractors"),
+        ([1] * 4, "by likelihood, 6 drawn (random) distractors"),  # there are no more
         ([4, 4, 4, 3], "by likelihood, 2-3 given distractors"),
-        ([4, 4, 4, 1], "by likelihood, 3-6 drawn and given distractors"),
+        ([4, 4, 4, 1], "by likelihood, 3-6 drawn (random) and given distractors"),
     ],
 )
 def test_drawn_distractors_are_told_from_those_of_the_data(tokenizer, tmp_path, n_candidates, label):

@@ -27,6 +27,7 @@ class TreeBatch:
     lm_indices: Tensor  # (N,) into P
     lm_targets: Tensor  # (N,)
     n_cut: int  # examples of which something was left out
+    source: int = 0  # which of several data sets the first example is of
 
     @property
     def n_examples(self) -> int:
@@ -84,6 +85,7 @@ def collate_trees(trees: Sequence[CandidateTree]) -> TreeBatch:
         ),
         lm_targets=_joined(trees, "lm_targets"),
         n_cut=sum(tree.was_cut for tree in trees),
+        source=trees[0].source,
     )
 
 

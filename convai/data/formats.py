@@ -26,6 +26,7 @@ from convai.data.reading import AS_BY_DEFAULT, Reading
 from convai.data.schema import BYTE_ORDER_MARK, PART_NAMES, Strings
 from convai.data.tables import HUB_PREFIX, INSTALL_DATASETS, Tables, holds_parquet
 from convai.data.text_stream import lines_of_file
+from convai.data.weighted import EXAMPLE, PERSONACHAT, weighted_sources
 from convai.errors import UserError, argument
 from convai.io.download import fetch, is_url
 from convai.options import ReadingOptions
@@ -158,6 +159,35 @@ class TableSource(Source):
         return self.tables.name
 
 
+class MixtureSource(Source):
+    """Several sources, the dialogs of each split one source after the other; weights are for training alone."""
+
+    def __init__(self, dataset_path: str, sources: list[Source]):
+        super().__init__()
+        self.name = dataset_path
+        self.sources = sources
+
+    def digest(self, known: KnownDigests | None = None) -> str:
+        return hashlib.sha256(" ".join(source.digest(known) for source in self.sources).encode()).hexdigest()
+
+    def stream(self) -> Iterator[PartDialog]:
+        """Yield as Source.stream does; which dialogs are held out is known when all are read."""
+        for part, dialogs in self.load().items():
+            yield part, None
+            yield from ((part, dialog) for dialog in dialogs)
+
+    def splits(self) -> dict[str, list[Dialog]]:
+        return self.load()
+
+    def place_of(self, split: str) -> str:
+        return self.name
+
+    def load(self, split_needed: bool = True) -> dict[str, list[Dialog]]:
+        """Return both splits, each source's own: one without a valid part holds some of its dialogs out."""
+        loaded = [source.load(split_needed) for source in self.sources]
+        return {name: [dialog for splits in loaded for dialog in splits[name]] for name in SPLITS}
+
+
 def other_ways() -> str:
     """Return what can be done where PersonaChat cannot be downloaded."""
     path = argument("dataset_path")
@@ -171,11 +201,13 @@ def find_source(dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT) -> S
     """Return where `--dataset_path` points, downloading URLs: "" is PersonaChat, "example" the embedded set.
 
     Otherwise a file, a URL, a folder with one train* and one valid* file or with .parquet files, TRAIN,VALID (files or
-    URLs), or hub:OWNER/NAME. `options` say what is made of the rows there.
+    URLs), hub:OWNER/NAME, or several of these (see weighted.py). `options` say what is made of the rows there.
     """
-    if dataset_path == "example":
+    if several := weighted_sources(dataset_path):
+        return MixtureSource(dataset_path, [find_source(source.path, options) for source in several])
+    if dataset_path == EXAMPLE:
         return ExampleSource()
-    if not dataset_path:
+    if dataset_path in ("", PERSONACHAT) and not (dataset_path and os.path.exists(dataset_path)):
         return FileSource([fetch(PERSONACHAT_URL, advice=other_ways())], options)
     if dataset_path.startswith(HUB_PREFIX):
         return TableSource(dataset_path, options)
@@ -190,10 +222,25 @@ def find_source(dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT) -> S
     return FileSource([_local(part) for part in parts], options)
 
 
+def load_each_for_evaluation(
+    dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT
+) -> list[tuple[list[Dialog], list[Dialog]]]:
+    """Return what load_for_evaluation does for each source by itself."""
+    sources = [source.path for source in weighted_sources(dataset_path)] or [dataset_path]
+    return [load_for_evaluation(source, options) for source in sources]
+
+
 def load_for_evaluation(
     dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT
 ) -> tuple[list[Dialog], list[Dialog]]:
-    """Return the dialogs to evaluate on, after those to learn from: the valid split, else test; or all, after none."""
+    """Return the dialogs to evaluate on, after those to learn from: the valid split, else test; or all, after none.
+
+    Of several sources those of each are joined.
+    """
+    if weighted_sources(dataset_path):
+        loaded = load_each_for_evaluation(dataset_path, options)
+        train, valid = ([dialog for dialogs in part for dialog in dialogs] for part in zip(*loaded, strict=True))
+        return train, valid
     splits = find_source(dataset_path, options).splits()
     chosen = next(name for name in ("valid", "test", "", "train") if name in splits)
     if chosen == "test":

@@ -16,7 +16,8 @@ from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 from convai.data.layouts import ChatLayout, Layout, layout_of, n_speakers_context
-from convai.data.store import DialogSplit, TokenIds
+from convai.data.mixture import AnySplit
+from convai.data.store import TokenIds
 from convai.errors import UserError, argument
 from convai.model.tokenization import DialogTokenizer
 
@@ -54,7 +55,7 @@ class Fitted(NamedTuple):
     was_cut: bool
 
 
-def longest_persona(split: DialogSplit) -> int:
+def longest_persona(split: AnySplit) -> int:
     """Return how many positions the longest persona of a split takes, <bos> before it included."""
     return 1 + max(sum(map(len, split.persona(dialog))) for dialog in range(split.n_dialogs))
 
@@ -127,6 +128,7 @@ class CandidateTree(NamedTuple):
     lm_indices: list[int]  # (N,) the positions that predict the gold reply and its end, or those of every candidate
     lm_targets: list[int]  # (N,) what they should predict
     was_cut: bool  # whether something was left out to fit the model
+    source: int = 0  # which of several data sets the example is of
 
     @property
     def lengths(self) -> list[int]:

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convai.data.held_out import DATA_SEED, SPLITS
+from convai.data.distractors import Decode, Draw, draw_at_random, drawing
+from convai.data.held_out import SPLITS
 from convai.data.indexing import DTYPES, Arrays, index_path
 from convai.data.tokenizing import shard_path
 from convai.io.files import write_text
@@ -99,6 +100,7 @@ class DialogSplit(Sequence[Example]):
         self._utterances = store.utterances
         for key, values in store.splits[name].items():
             setattr(self, f"_{key}", values)
+        self._draw: Draw = draw_at_random
 
     def __len__(self) -> int:
         return len(self._dialog)
@@ -113,14 +115,14 @@ class DialogSplit(Sequence[Example]):
     def example(self, index: int, num_candidates: int | None = None, n_drawn: int = 0) -> Example:
         """Return example `index` with its last `num_candidates` candidates (None: all of them).
 
-        Where the data offer only the gold reply, up to `n_drawn` distractors are drawn from the gold replies of other
-        dialogs: the same ones every time, all different, never the gold (see same_reply).
+        Where the data offer only the gold reply, up to `n_drawn` distractors are drawn, from the gold replies of other
+        dialogs unless `draw_by` says otherwise: the same ones every time, all different, never the gold.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         candidates: Sequence[int] | np.ndarray = _slice(self._candidates, self._candidate_ends, index)
         if len(candidates) == 1 and n_drawn:
-            candidates = [*map(self._gold, self.draw_distractors(index, n_drawn)), *candidates]
+            candidates = [*map(self.gold, self.draw_distractors(index, n_drawn)), *candidates]
         if num_candidates is not None:
             candidates = candidates[-num_candidates:]
         history = self._turns[self._history_start[index] : self._history_end[index]]
@@ -139,27 +141,33 @@ class DialogSplit(Sequence[Example]):
         return self._utterances.ids(number)
 
     def draw_distractors(self, index: int, n: int) -> list[int]:
-        """Return `n` examples of other dialogs, whose gold replies are to distract in this one; fewer where need be."""
-        first, last = np.searchsorted(self._dialog, self._dialog[index] + np.array([0, 1]))
-        n_others = len(self) - (last - first)
-        random = np.random.default_rng((DATA_SEED, index))
-        gold = self._gold(index)
-        seen = {tuple(self.utterance(gold)), self._utterances.text_class(gold)}
-        drawn: list[int] = []
-        # Twenty tries for each one wanted find it unless nearly all replies are alike.
-        for other in random.choice(n_others, size=min(20 * n, n_others), replace=False):
-            if len(drawn) == n:
-                break
-            example = int(other if other < first else other + last - first)
-            reply = self._gold(example)
-            same = {tuple(self.utterance(reply)), self._utterances.text_class(reply)}
-            if seen.isdisjoint(same):
-                seen |= same
-                drawn.append(example)
-        return drawn
+        """Return `n` examples whose gold replies are to distract in this one; fewer where need be. See distractors."""
+        return self._draw(self, index, n)
 
-    def _gold(self, index: int) -> int:
+    def draw_by(self, kind: str, decode: Decode) -> int:
+        """From now on draw distractors of this kind; return for how many examples they are drawn."""
+        n_alone = int(np.count_nonzero(np.diff(self._candidate_ends, prepend=0) == 1))
+        if n_alone:
+            self._draw = drawing(kind, self, decode)
+        return n_alone
+
+    def golds(self) -> np.ndarray:
+        """Return the utterance number of each example's gold reply, (E,)."""
+        golds: np.ndarray = self._candidates[self._candidate_ends - 1]
+        return golds
+
+    def gold(self, index: int) -> int:
+        """Return the utterance number of an example's gold reply."""
         return int(self._candidates[self._candidate_ends[index] - 1])
+
+    def examples_beside(self, index: int) -> range:
+        """Return the examples of an example's dialog, itself among them."""
+        first, last = np.searchsorted(self._dialog, self._dialog[index] + np.array([0, 1]))
+        return range(int(first), int(last))
+
+    def identity(self, number: int) -> set[Any]:
+        """Return what two utterances share where they count as the same reply: their tokens, or the text's class."""
+        return {tuple(self.utterance(number)), self._utterances.text_class(number)}
 
 
 def _slice(values: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:

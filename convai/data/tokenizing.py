@@ -147,7 +147,7 @@ def _tokenize_in_processes(
         n_done = 0
         while n_done < len(numbers):
             worker, line = reports.get()
-            report = json.loads(line) if line else {"error": f"it ended with status {worker.wait()}"}
+            report: dict[str, Any] = json.loads(line) if line else {"error": f"it ended with status {worker.wait()}"}
             if "error" in report:
                 raise WorkerError(f"tokenizing in another process failed: {report['error']}")
             on_progress(report["n"])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from convai.data.build import build_arrays
 from convai.data.conversation import Dialog
-from convai.data.formats import load_for_evaluation
+from convai.data.formats import load_each_for_evaluation
 from convai.data.lost_text import LostText
 from convai.data.same_reply import without_twins
 from convai.data.store import N_VALIDATION_DISTRACTORS, DialogSplit
@@ -57,7 +57,11 @@ class OwnEvaluation:
         self.rank_by = args.rank_by
         self.ranking: Ranking | None = None  # known once the candidates of all examples are
         self.seed = args.sampling_seed
-        self.train, self.valid = load_for_evaluation(args.dataset_path, args.reading())
+        self.distractors = args.distractors
+        loaded = load_each_for_evaluation(args.dataset_path, args.reading())
+        self.train = [dialog for train, _ in loaded for dialog in train]
+        self.by_source = [valid for _, valid in loaded]
+        self.valid = [dialog for valid in self.by_source for dialog in valid]
         self.has_told_losses = False
         logger.info("%s: %d dialogs to evaluate on", self.name, len(self.valid))
 
@@ -68,7 +72,7 @@ class OwnEvaluation:
         """
         self.agent = agent
         self._tell_losses()
-        examples = self.examples_to_rank(agent) if eval_type == "hits@1" else self._gold_replies()
+        examples = self.examples_to_rank(agent) if eval_type == "hits@1" else self.gold_replies()
         if eval_type == "ppl":
             self.words = WordPerplexity(agent.tokenizer, count_words(dictionary_texts(self.train, self.valid)))
             logger.info("dictionary: %d entries", self.words.n_entries)
@@ -77,9 +81,10 @@ class OwnEvaluation:
     def examples_to_rank(self, agent: DialogAgent) -> list[GoldReply]:
         """Return the examples with the candidates that this agent is to rank; NoFigure as `start` does."""
         self.agent = agent
-        return self._with_distractors(self._gold_replies())
+        return self._with_distractors(self.gold_replies())
 
-    def _gold_replies(self) -> list[GoldReply]:
+    def gold_replies(self) -> list[GoldReply]:
+        """Return the examples with the candidates that the data offer."""
         return [
             GoldReply(Context(dialog["personality"], utterance["history"]), utterance["candidates"])
             for dialog in self.valid
@@ -114,19 +119,28 @@ class OwnEvaluation:
         encode = cache(self.agent.tokenizer.encode)
         examples = [e._replace(candidates=without_twins(e.candidates, [e.gold], encode)) for e in examples]
         alone = [i for i, example in enumerate(examples) if len(example.candidates) == 1]
-        if alone:
-            split = DialogSplit(build_arrays({"valid": self.valid}, self.agent.tokenizer), "valid")
-            for i in alone:
-                drawn, gold = split.draw_distractors(i, N_VALIDATION_DISTRACTORS), examples[i].gold
-                examples[i] = examples[i]._replace(candidates=[*(examples[j].gold for j in drawn), gold])
+        for i, drawn in self._drawn_for(alone):
+            examples[i] = examples[i]._replace(candidates=[*(examples[j].gold for j in drawn), examples[i].gold])
         n_single = sum(len(example.candidates) == 1 for example in examples)
         if n_single == len(examples):
             raise NoFigure(f"{argument('dataset_path')} {self.name}: no example has candidates to rank, and other "
                            "dialogs have no other replies to draw them from; hits@1 needs some.")  # fmt: skip
-        self.ranking = Ranking.of(self.rank_by, [len(e.candidates) - 1 for e in examples], n_drawn_for=len(alone))
+        self.ranking = Ranking.of(self.rank_by, [len(e.candidates) - 1 for e in examples], len(alone), self.distractors)
         if n_single:
             logger.warning("%d examples have a single candidate, which is a hit by definition", n_single)
         return examples
+
+    def _drawn_for(self, alone: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        """Yield for each of these examples those of its source whose gold replies distract, as in training."""
+        start, tokenizer = 0, self.agent.tokenizer
+        for dialogs in self.by_source if alone else ():
+            split = DialogSplit(build_arrays({"valid": dialogs}, tokenizer), "valid")
+            split.draw_by(self.distractors, tokenizer.decode)
+            for i in alone:
+                if start <= i < start + len(split):
+                    drawn = split.draw_distractors(i - start, N_VALIDATION_DISTRACTORS)
+                    yield i, [start + other for other in drawn]
+            start += len(split)
 
     def _tell_losses(self) -> None:
         """Say once what the vocabulary cannot spell of the utterances: of candidates only the gold replies count."""

@@ -35,14 +35,20 @@ class Ranking(NamedTuple):
     """What hits@k was ranked by, and among which distractors: figures by other means are not to be compared."""
 
     by: str  # one of options.RANKINGS
-    distractors: str  # "drawn" from other dialogs, "given" with the data, or, where examples differ, "drawn and given"
+    distractors: str  # "drawn (KIND)", "given" with the data, or, where examples differ, "drawn (KIND) and given"
     n_distractors: tuple[int, int] | None = None  # the fewest and the most of an example; None: unknown
 
     @classmethod
-    def of(cls, by: str, n_distractors: Sequence[int], n_drawn_for: int) -> "Ranking":
-        """Sum up the examples, given each one's number of distractors, and for how many examples they were drawn."""
-        kind = "given" if not n_drawn_for else "drawn" if n_drawn_for == len(n_distractors) else "drawn and given"
+    def of(cls, by: str, n_distractors: Sequence[int], n_drawn_for: int, drawn_by: str) -> "Ranking":
+        """Sum up the examples: each one's number of distractors, for how many they were drawn, and of which kind."""
+        drawn = f"drawn ({drawn_by})"
+        kind = "given" if not n_drawn_for else drawn if n_drawn_for == len(n_distractors) else f"{drawn} and given"
         return cls(by, kind, (min(n_distractors), max(n_distractors)))
+
+    @property
+    def is_as_published(self) -> bool:
+        """Whether the figure may stand beside the published ones: by the head, distractors given or drawn at random."""
+        return self.by == "head" and ("drawn" not in self.distractors or "(random)" in self.distractors)
 
     @property
     def label(self) -> str:
@@ -98,7 +104,7 @@ def print_final_line(eval_type: str, result: Result) -> None:
         return
     partial = f" (partial: {result.n_done} of {result.n_total} examples)" if result.interrupted else ""
     # By the head it is the published script's figure, and its line.
-    label = f" ({result.ranking.label})" if result.ranking and result.ranking.by != "head" else ""
+    label = f" ({result.ranking.label})" if result.ranking and not result.ranking.is_as_published else ""
     name = headline(eval_type, result.figures)
     label = " (all pieces)" if name == "ppl_all_pieces" else label
     print(FINAL_LINES[eval_type].format(result.figures[name], label=label) + partial, flush=True)
@@ -112,7 +118,7 @@ def print_table(results: Mapping[str, Result], data: str) -> None:
         return f"{scale * ours[name]:.2f}" if name in ours else "-"
 
     ranking = next((result.ranking for result in results.values() if result.ranking), None)
-    is_published = ranking is None or ranking.by == "head"  # the others' hits@1 are all by a head
+    is_published = ranking is None or ranking.is_as_published  # the others' hits@1 are all by a head
     hits = cell("hits@1", 100) if is_published else "-"
     is_partial = any(result.interrupted for result in results.values())
     n_examples = max(result.n_done for result in results.values())

@@ -85,8 +85,8 @@ def read_config(folder: Path) -> dict:
     """Return config.json of a checkpoint folder as a dict; UserError where it is missing or no JSON object."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} has no config.json: is it a checkpoint folder? It needs config.json, vocab.json, "
-                        "merges.txt and model.safetensors.")  # fmt: skip
+        raise UserError(f"{folder} has no config.json: is it a checkpoint folder? It needs config.json, a "
+                        "vocabulary (tokenizer.json, or vocab.json and merges.txt) and model.safetensors.")  # fmt: skip
     return read_json_object(path)
 
 
@@ -95,7 +95,7 @@ def _download_from_hub(name: str, option: str) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     repository = SHORT_NAMES.get(name, name)
-    advice = f"Give {option} a local folder with config.json, vocab.json, merges.txt and weights."
+    advice = f"Give {option} a local folder with config.json, vocabulary and weights."
     small_files = ["config.json", *VOCABULARY_FILES]
     try:
         for name_of_weights in ("model.safetensors", "pytorch_model.bin"):

@@ -5,7 +5,7 @@ GPT was pre-trained on text that had passed ftfy, a few replacements and spaCy's
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from convai.errors import UserError, argument
 
 PRE_TOKENIZATIONS = ("spacy", "bert")
 _MAX_WORDS = 2**16  # that spaCy may keep in memory
-_LONGEST_KEPT = 64  # characters
+_LONGEST_KEPT = 64  # characters: long ones are rare, and would fill memory
 
 # Decoding undoes the spaces that word splitting put before punctuation and contractions: "do n't"; by bert "don ' t".
 _SPACE_BEFORE_PUNCTUATION = re.compile(r" (?=[.?!,])")
@@ -42,7 +42,7 @@ def _split_as_pretrained(text: str) -> list[str]:
     text = standardize_text(text if is_sound else _fix_text(text))
     chunks = text.split(" ")
     # Plain words and marks split the same wherever they stand, and the same ones come again and again.
-    if all(map(_is_plain, chunks)):
+    if max(map(len, chunks)) <= _LONGEST_KEPT and all(map(_is_plain, chunks)):
         return [word for chunk in chunks for word in _split_chunk(chunk)]
     return _split_by_spacy(text)
 
@@ -55,8 +55,7 @@ def _fix_text(text: str) -> str:
 
 @lru_cache(maxsize=2**16)
 def _is_plain(chunk: str) -> bool:
-    # Long ones are rare, and would fill the memory that is kept.
-    return len(chunk) <= _LONGEST_KEPT and bool(_PLAIN_CHUNK.fullmatch(chunk))
+    return bool(_PLAIN_CHUNK.fullmatch(chunk))
 
 
 @lru_cache(maxsize=2**16)

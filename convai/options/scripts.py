@@ -11,6 +11,7 @@ from convai.options.shared import (
     DataOptions,
     DecodingOptions,
     DeviceOptions,
+    DistractorOptions,
     InputOptions,
     MeasureOptions,
     PrecisionOptions,
@@ -28,7 +29,7 @@ from convai.options.values import (
 
 
 @dataclass(frozen=True)
-class TrainingDataOptions(DataOptions):
+class TrainingDataOptions(DistractorOptions, DataOptions):
     """Which examples are made of the dialogs, and how."""
 
     num_candidates: int = option(
@@ -219,7 +220,7 @@ class EvaluatedDataOptions(MeasureOptions):
 
 
 @dataclass(frozen=True)
-class TaskOptions(ReadingOptions, EvaluatedDataOptions):
+class TaskOptions(DistractorOptions, ReadingOptions, EvaluatedDataOptions):
     """What is measured, on what, and how that is read."""
 
 

@@ -18,6 +18,7 @@ from convai.options.values import (
 
 EVAL_TYPES = ["hits@1", "ppl", "f1"]
 RANKINGS = ["head", "likelihood", "pmi", "head+pmi"]
+DISTRACTORS = ["random", "same_speaker_other_turn", "similar"]
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,23 @@ class ReadingOptions:
 
 
 @dataclass(frozen=True)
+class DistractorOptions:
+    distractors: str = option(
+        "random",
+        "wrong candidates where data have only the right one: replies of other dialogs, of the same speaker in the "
+        "same dialog, or of other dialogs and most like it in words",
+        choices=DISTRACTORS,
+    )
+
+
+@dataclass(frozen=True)
 class SourceOptions:
     """Where dialogs come from and where their tokens are kept."""
 
     dataset_path: str = option(
         "",
         "file, folder, TRAIN,VALID, URL or hub:OWNER/NAME; JSON, CSV, ParlAI text or parquet; "
-        '"" downloads PersonaChat, "example" is the embedded set',
+        '"" downloads PersonaChat, "example" is the embedded set; or several, as "A + B*2"',
         metavar="DATA",
     )
     dataset_cache: str = option(

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from convai.data.store import DialogSplit, TokenIds
+from convai.data.mixture import AnySplit
+from convai.data.store import TokenIds
 from convai.errors import UserError, argument
 from convai.io.files import atomic_write, remove, write_json
 from convai.model.heads import DoubleHeads
@@ -46,9 +47,7 @@ logger = logging.getLogger(__name__)
 N_STORED_PERSONAS = 100
 
 
-def create_run_folder(
-    args: TrainingOptions, tokenizer: DialogTokenizer, train: DialogSplit, begins_again: bool
-) -> Path:
+def create_run_folder(args: TrainingOptions, tokenizer: DialogTokenizer, train: AnySplit, begins_again: bool) -> Path:
     """Make the folder of this run, named by time, host and model unless `--output_dir` names it.
 
     It holds readable arguments, the vocabulary, and a sample of personas, so that the chat needs no data set. What is
@@ -77,7 +76,7 @@ def create_run_folder(
     return run
 
 
-def sample_personas(split: DialogSplit) -> list[list[TokenIds]]:
+def sample_personas(split: AnySplit) -> list[list[TokenIds]]:
     """Return the personas of some dialogs, the same ones each time; dialogs without one are left out."""
     dialogs = random.Random(0).sample(range(split.n_dialogs), min(N_STORED_PERSONAS, split.n_dialogs))
     return [persona for persona in map(split.persona, dialogs) if persona]

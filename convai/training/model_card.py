@@ -2,12 +2,14 @@
 
 import json
 import logging
+import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 from convai.data.formats import PERSONACHAT_URL
 from convai.data.tables import HUB_PREFIX
+from convai.data.weighted import EXAMPLE, PERSONACHAT, parts_of, without_weight
 from convai.io.files import write_text
 from convai.io.pretrained import SHORT_NAMES
 from convai.training.validations import SIGN, after_an_update, best_of, read_validations, shown
@@ -101,7 +103,7 @@ def model_card(run: Path, facts: dict) -> str:
         "candidates.",
         USE.format(layout=layout_of(config).format(model_class=model_class, n_turns=2 * options["max_history"] + 1)),
         f"## Data\n\n{data_of(options)}",
-        f"## Figures\n\n{figures(validations, best)}",
+        f"## Figures\n\n{figures(validations, best, options.get('distractors', 'random'))}",
         f"## Training\n\n{training(config, options, facts)}",
         LIMITS,
     ]
@@ -124,9 +126,10 @@ def front_matter(name: str, config: dict, options: dict, best: dict) -> str:
     from huggingface_hub import EvalResult, ModelCardData  # late: training should not wait for it
 
     data = options["dataset_path"]
-    on_hub = data.removeprefix(HUB_PREFIX) if data.startswith(HUB_PREFIX) else ""
-    is_english = not data or on_hub.endswith("persona-chat") or data == "example"
-    dataset_type = on_hub or data_name(data).lower().replace(" ", "-")
+    parts = sources_of(data)
+    on_hub = [part.removeprefix(HUB_PREFIX) for part in parts if part.startswith(HUB_PREFIX)]
+    is_english = all(part in ("", PERSONACHAT, EXAMPLE) or part.endswith("persona-chat") for part in parts)
+    dataset_type = on_hub[0] if on_hub and len(parts) == 1 else data_name(data).lower().replace(" ", "-")
     results = [
         EvalResult("text-generation", dataset_type, data_name(data), metric, round(best[metric], 4))
         for metric in SIGN
@@ -137,7 +140,7 @@ def front_matter(name: str, config: dict, options: dict, best: dict) -> str:
         pipeline_tag="text-generation",
         tags=["conversational", "persona", "transfertransfo", config["model_type"]],
         base_model=base_model(options) or None,
-        datasets=[on_hub] if on_hub else None,
+        datasets=on_hub or None,
         language=["en"] if is_english else None,
         model_name=name,
         eval_results=results,
@@ -157,22 +160,26 @@ def origin(options: dict) -> str:
     return f"`{base_model(options) or options['model_checkpoint']}` fine-tuned"
 
 
+def sources_of(dataset_path: str) -> list[str]:
+    """Return the sources that it joins, without their weights."""
+    return [dataset_path] if os.path.exists(dataset_path) else list(map(without_weight, parts_of(dataset_path)))
+
+
 def data_name(dataset_path: str) -> str:
-    if not dataset_path:
-        return "PersonaChat"
-    return "embedded example set" if dataset_path == "example" else Path(dataset_path).name
+    names = {"": "PersonaChat", PERSONACHAT: "PersonaChat", EXAMPLE: "embedded example set"}
+    return " + ".join(names.get(part) or Path(part).name for part in sources_of(dataset_path))
 
 
 def data_of(options: dict) -> str:
     data = options["dataset_path"]
-    if not data:
+    if data in ("", PERSONACHAT):
         return f"PersonaChat (Zhang et al., 2018, arXiv 1801.07243), `{PERSONACHAT_URL}`."
-    if data == "example":
+    if data == EXAMPLE:
         return "The example set that comes with the code: generated dialogs of a small world, no real persons."
     return f"`{data}` (`--dataset_path`)."
 
 
-def figures(validations: list[dict], best: dict) -> str:
+def figures(validations: list[dict], best: dict, drawn_by: str = "random") -> str:
     """Return a table of the validations; the weights are those of the one marked."""
     rows = ["| updates | epoch | hits@1 | perplexity per token |", "|---|---|---|---|"]
     for validation in validations:
@@ -180,9 +187,18 @@ def figures(validations: list[dict], best: dict) -> str:
         row = f"| {bold}{validation['updates']}{bold} | {validation['epoch']} | {shown(validation['hits@1'])} "
         rows.append(f"{row}| {validation['perplexity']:.3f} |")
     note = "On the validation split, over all its candidates; in bold the weights in this folder."
+    if drawn_by != "random":
+        note += f" Where the data have none, distractors are drawn ({drawn_by})."
     if best["hits@1"] is None:
         note += " A dash: candidates could not be ranked, so perplexity decided."
-    return "\n".join([*rows, "", note])
+    rows += ["", note]
+    if of_sources := best.get("sources"):
+        rows += ["", "By data set, the weights in bold:", ""]
+        rows += ["| data | hits@1 | perplexity per token |", "|---|---|---|"]
+        for name, own in of_sources.items():
+            cell = name.replace("|", "\\|")
+            rows.append(f"| {cell} | {shown(own['hits@1'])} | {own['perplexity']:.3f} |")
+    return "\n".join(rows)
 
 
 def training(config: dict, options: dict, facts: dict) -> str:

@@ -20,7 +20,7 @@ from convai.training.model_card import write_model_card
 from convai.training.run_folder import what_is_left
 from convai.training.trainer import result_of
 from convai.training.updates import TreeDataset, UpdateSampler
-from convai.training.validations import ValidationHistory, shown
+from convai.training.validations import ValidationHistory, shown, with_sources_apart
 
 logger = logging.getLogger(__name__)
 
@@ -98,11 +98,13 @@ class RunControl:
         with self.interruption.at_once():
             metrics = self.evaluator.run(self.valid_loader if len(self.valid_loader) else [None]).metrics
         n_examples = len(cast(TreeDataset, self.valid_loader.dataset))
-        metrics = {"hits@1": None} | metrics  # not measured where it would say nothing
+        metrics = {"hits@1": None} | with_sources_apart(metrics)  # not measured where it would say nothing
         logger.info(
             "after %d updates: hits@1 %s, perplexity %.3f (per token, %d validation examples)",
             self.update, shown(metrics["hits@1"]), metrics["perplexity"], n_examples,
         )  # fmt: skip
+        for name, own in metrics.get("sources", {}).items():
+            logger.info("of %s: hits@1 %s, perplexity %.3f", name, shown(own["hits@1"]), own["perplexity"])
         if is_first_rank() and self.update > 0 and self.history.is_best(metrics):
             self.checkpoints.save_best()
         self.history.append(self.update, engine.state.epoch, metrics, to_file=is_first_rank())

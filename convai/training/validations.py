@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from convai.io.files import write_text
 
@@ -39,6 +40,16 @@ def after_an_update(records: Sequence[dict]) -> list[dict]:
     return [record for record in records if record["updates"] > 0]
 
 
+def with_sources_apart(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Return an evaluator's metrics, those of single data sets, "perplexity/NAME", under "sources", by NAME."""
+    told: dict[str, Any] = {name: value for name, value in metrics.items() if "/" not in name}
+    for full_name, value in metrics.items():
+        metric, slash, source = full_name.partition("/")
+        if slash:
+            told.setdefault("sources", {}).setdefault(source, {"hits@1": None})[metric] = value
+    return told
+
+
 def shown(hits: float | None) -> str:
     """Return hits@1 as it is printed, "-" where it says nothing."""
     return "-" if hits is None else f"{hits:.3f}"
@@ -57,7 +68,7 @@ class ValidationHistory:
         """Take what came after `update` out of the file."""
         write_text(self.path, "".join(map(_json_line, self.records)))
 
-    def append(self, updates: int, epoch: int, metrics: dict[str, float | None], to_file: bool) -> None:
+    def append(self, updates: int, epoch: int, metrics: dict[str, Any], to_file: bool) -> None:
         self.records.append({"updates": updates, "epoch": epoch, **metrics})
         if to_file:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -66,7 +77,7 @@ class ValidationHistory:
     def has(self, update: int) -> bool:
         return any(record["updates"] == update for record in self.records)
 
-    def is_best(self, metrics: dict[str, float | None]) -> bool:
+    def is_best(self, metrics: dict[str, Any]) -> bool:
         """Whether these figures would be better than all so far; those before the first update do not count."""
         return best_of([*after_an_update(self.records), metrics], self.metric) is metrics
 
