@@ -76,7 +76,9 @@ class JsonStream:
                 raise UserError(f"{self.path} is no PersonaChat file ({error}); see example_entry.py for the "
                                 "format.") from error  # fmt: skip
             else:
-                if end < len(self._text) or self._is_end:  # else it may be a number that goes on
+                # A number may go on where the window ends: "1" may become "1.5e3", and so may "1.5e".
+                n_beyond = _LONGEST_WORD if isinstance(value, int | float) else 0
+                if self._is_end or end + n_beyond <= len(self._text):
                     self._position = end
                     return without_marks(value) if self._has_escaped_marks else value
             self._read_more()

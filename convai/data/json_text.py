@@ -54,6 +54,8 @@ def _of_object(stream: JsonStream, reading: Reading) -> Iterator[tuple[str, Dial
         if stream.peek() != "[" or (part is None and not n_parts):
             values[key] = stream.value()
             continue
+        if part is not None and values.get(key) is True:
+            raise UserError(f'{path}: "{key}" is there twice; join the two, or leave one out.')
         values[key] = True
         if part is None:
             _pass_over(stream.elements())
