@@ -19,6 +19,7 @@ from convai.data.formats import find_source
 from convai.errors import report_user_errors
 from convai.io.pretrained import locate_checkpoint
 
+PAUSE_S = 3
 WRITERS = {"personachat": ("json", write_personachat), "messages": ("jsonl", write_messages)}
 
 
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(prefix="bench-", dir=args.folder) as folder:
             file, cache = Path(folder) / f"data.{ending}", str(Path(folder) / "cache")
             write(file, dialogs, n_dialogs, args.seed)
-            time.sleep(3)  # a file that has just changed is hashed at every start
+            time.sleep(PAUSE_S)  # a file that has just changed is hashed at every start
             facts = {
                 "name": "building", "form": args.form, "dialogs": n_dialogs,
                 "file_mb": round(file.stat().st_size / MEGABYTE, 1),

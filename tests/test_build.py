@@ -16,6 +16,7 @@ from tokenized_dialogs import assert_same_content, bytes_of, dialog, turn
 from convai.data import build, held_out, numbering, spool, tokenizing
 from convai.data.build import build_at, open_or_build
 from convai.data.formats import find_source
+from convai.data.held_out import Data, Plan
 from convai.data.store import DialogSplit
 
 tokenizer = tokenized_dialogs.tokenizer
@@ -73,8 +74,8 @@ def test_cut_into_many_blocks_the_examples_are_those_of_the_file(tmp_path, token
 
 
 def data_of(dialogs) -> build.Data:
-    plan = held_out.Plan({"train": "train"}, None)
-    return build.Data("here", lambda: iter([("train", None), *(("train", d) for d in dialogs)]), lambda n, c: plan)
+    plan = Plan({"train": "train"}, None)
+    return Data("here", lambda: iter([("train", None), *(("train", d) for d in dialogs)]), lambda n, c: plan)
 
 
 def test_blocks_and_ranges_change_nothing_but_the_shards(tmp_path, tokenizer, source, expected, monkeypatch):

@@ -15,15 +15,14 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from convai.data.conversation import Dialog
-from convai.data.held_out import SPLITS, Plan, lone_part, tell
+from convai.data.held_out import SPLITS, Data, Plan, lone_part, tell
 from convai.data.indexing import DTYPES, Classes, IndexWriter, chosen_dialogs, index_block, index_path
 from convai.data.lost_text import LostText
 from convai.data.numbering import number_utterances
@@ -38,15 +37,6 @@ from convai.model.tokenization import DialogTokenizer
 _PARTS = ("train", "", "valid")
 
 logger = logging.getLogger(__name__)
-
-
-class Data(NamedTuple):
-    """What a store is made of."""
-
-    where: str  # for messages
-    dialogs: Callable[[], Iterator[tuple[str, Dialog | None]]]  # read anew by each call; see spool
-    plan: Callable[[Mapping[str, int], int], Plan]  # from dialogs by part, and conversations of the lone part
-    progress: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes or rows read, and all of them; 0 is unknown
 
 
 def open_or_build(
@@ -92,8 +82,11 @@ def build_at(path: Path, tokenizer: DialogTokenizer, data: Data, n_processes: in
                 os.replace(built, path)
                 force_to_disk(path.parent)
                 store = open_store(path)
+    except KeyboardInterrupt:
+        logger.warning("what is done of the token cache lies in %s; the next start goes on from there", work)
+        raise
     except Exception:
-        shutil.rmtree(work, ignore_errors=True)  # after Ctrl-C it stays, to go on from
+        shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)
     return store

@@ -15,11 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from convai.data import example_world
-from convai.data.build import Data
 from convai.data.compressed import ByteStream, Meter, has_ending
 from convai.data.conversation import Dialog
 from convai.data.digests import KnownDigests
-from convai.data.held_out import SPLITS, Plan, lone_part, plan_splits, with_held_out
+from convai.data.held_out import SPLITS, Data, Plan, lone_part, plan_splits, with_held_out
 from convai.data.json_text import header_of_csv, read_csv, read_json
 from convai.data.parlai_text import read_parlai
 from convai.data.reading import AS_BY_DEFAULT, Reading

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from convai.data.conversation import Dialog
@@ -21,6 +21,15 @@ class Plan(NamedTuple):
 
     part_of: dict[str, str]  # by split; of a lone part both are made
     held_out: bytearray | None  # for each conversation of the lone part whether it goes to valid
+
+
+class Data(NamedTuple):
+    """What a store is made of."""
+
+    where: str  # for messages
+    dialogs: Callable[[], Iterator[tuple[str, Dialog | None]]]  # by part, read anew by each call; see spool
+    plan: Callable[[Mapping[str, int], int], Plan]  # from dialogs by part, and conversations of the lone part
+    progress: Callable[[], tuple[int, int]] = lambda: (0, 0)  # bytes or rows read, and all of them; 0 is unknown
 
 
 def plan_splits(where: str, parts: Collection[str], n_dialogs: int, n_conversations: int, split_needed: bool) -> Plan:

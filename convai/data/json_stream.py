@@ -6,16 +6,26 @@ messages, numbers and escapes are those of `json`, and memory is that of the lar
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from convai.data.compressed import ByteStream, Meter
 from convai.data.schema import BYTE_ORDER_MARK
-from convai.data.text_stream import MAX_DIALOG_BYTES, UNSUSPICIOUS, check_size, no_text, not_utf8, too_large
+from convai.data.text_stream import (
+    MAX_DIALOG_BYTES,
+    MAX_TEXT_BYTES,
+    UNSUSPICIOUS,
+    check_size,
+    no_text,
+    not_utf8,
+    too_large,
+)
 from convai.errors import UserError
 
 _BLOCK_BYTES = 2**20
+_LARGEST_STEP = 2**23  # by which the window grows
 _MARK = BYTE_ORDER_MARK.encode()
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ESCAPED_MARK = re.compile(r"\\u[fF][eE][fF][fF]")
@@ -29,8 +39,8 @@ class JsonStream:
         self.path = path
         self._stream = ByteStream(path, meter)
         self._decode = json.JSONDecoder().raw_decode
-        self._raw = bytearray()  # the window, and what was read of the character behind it
-        self._text = ""  # the same, decoded
+        self._text = ""  # the window
+        self._rest = b""  # what was read of the character behind it
         self._position = 0  # in it, of what comes next
         self._is_end = False
         self._has_escaped_marks = False
@@ -80,6 +90,8 @@ class JsonStream:
                 n_beyond = _LONGEST_WORD if isinstance(value, int | float) else 0
                 if self._is_end or end + n_beyond <= len(self._text):
                     self._position = end
+                    if end > UNSUSPICIOUS:
+                        self._drop_what_is_done()
                     return without_marks(value) if self._has_escaped_marks else value
             self._read_more()
 
@@ -114,30 +126,38 @@ class JsonStream:
         if self.peek():
             raise self._error("Extra data", self._position)
 
+    def _drop_what_is_done(self) -> None:
+        """Have the window begin at what comes next."""
+        for start in range(0, self._position, _BLOCK_BYTES):
+            done = self._text[start : min(start + _BLOCK_BYTES, self._position)]
+            self._offset += len(done) if done.isascii() else len(done.encode())
+            self._line, self._column = _moved(self._line, self._column, done)
+        self._text = self._text[self._position :]
+        self._position = 0
+
     def _read_more(self) -> None:
         """Have the window begin at what comes next, and end further on."""
-        done = self._text[: self._position]
-        n_done = len(done) if done.isascii() else len(done.encode("utf-8", "surrogatepass"))
-        self._offset += n_done
-        self._line, self._column = _moved(self._line, self._column, done)
-        del self._raw[:n_done]
-        if len(self._raw) > MAX_DIALOG_BYTES:
+        if self._position:
+            self._drop_what_is_done()
+        is_too_large = sys.getsizeof(self._text) > MAX_TEXT_BYTES
+        raw = bytearray(self._text.encode())
+        self._text = ""  # the window is in memory once, and while it is parsed its bytes are not
+        raw += self._rest
+        if is_too_large or len(raw) > MAX_DIALOG_BYTES:
             raise too_large(self._place(0))
-        block = self._stream.read(max(_BLOCK_BYTES, len(self._raw)))
-        self._text = ""  # the window is in memory once
-        self._raw += block
-        self._is_end = not block
-        if _MARK in self._raw:
-            self._raw = self._raw.replace(_MARK, b"")
-        self._position = 0
+        n_before = len(raw)
+        raw += self._stream.read(min(max(_BLOCK_BYTES, n_before), _LARGEST_STEP))
+        self._is_end = len(raw) == n_before
+        if _MARK in raw:
+            raw = raw.replace(_MARK, b"")
         try:
-            self._text = self._raw.decode()
+            self._text, self._rest = raw.decode(), b""
         except UnicodeDecodeError as error:
             if self._is_end or error.reason != "unexpected end of data":
                 raise not_utf8(self.path, self._offset + error.start) from error
-            self._text = self._raw[: error.start].decode()
+            self._text, self._rest = raw[: error.start].decode(), bytes(raw[error.start :])
         if "\0" in self._text:
-            raise no_text(self.path, self._offset + self._raw.index(b"\0"))
+            raise no_text(self.path, self._offset + raw.index(b"\0"))
         self._has_escaped_marks = self._has_escaped_marks or bool(_ESCAPED_MARK.search(self._text))
 
     def _place(self, position: int) -> str:

@@ -118,7 +118,9 @@ def _rows_of_lines(path: Path, reading: Reading) -> Iterator[tuple[str, Any]]:
 
     for number, line in lines_of_file(path, reading.meter):
         place = f"{path}, line {number}"
-        if line.strip() and (row := reading.attempt(parsed, place, line)) is not None:
+        row = None if line.isspace() or not line else reading.attempt(parsed, place, line)
+        del line  # it may be large
+        if row is not None:
             yield place, row
 
 
@@ -137,7 +139,7 @@ def read_csv(path: Path, reading: Reading) -> Iterator[Dialog]:
 
     Quotes that do not end raise UserError even where bad rows are skipped: where the next row begins is unknown.
     """
-    csv.field_size_limit(MAX_DIALOG_BYTES)
+    csv.field_size_limit(MAX_DIALOG_BYTES // 4)  # characters, which take four bytes each in the module's buffer
     reader = csv.DictReader(_lines_of_csv(path, reading), strict=True)
     yield from read_rows(_rows_of_csv(reader, path, reading), reading)
 

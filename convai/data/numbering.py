@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from convai.data.spool import HASH_BYTES, BlockFile
+from convai.errors import UserError
 from convai.io.files import atomic_write, read_json_object, write_json
 
 MAX_SORTED = 2**20  # hashes that are sorted together, about
@@ -142,7 +143,7 @@ def _number_first_ones(blocks: Sequence[BlockFile], pieces: Pieces) -> None:
         is_first[order] = np.fromfile(block.beside("first"), dtype=bool)
         numbers = np.cumsum(is_first, dtype=np.int64) + (n_before - 1)
         if n_before + len(order) > np.iinfo(np.int32).max:
-            raise OverflowError("more than 2,147,483,647 different utterances")
+            raise UserError("the data have more than 2,147,483,647 different utterances; part them.")
         numbers.astype(np.int32)[order].tofile(block.beside("numbers"))  # right for the first ones
         for is_new, text in zip(is_first.tolist(), texts_of(arrays), strict=True):
             if is_new:

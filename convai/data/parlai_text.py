@@ -75,21 +75,21 @@ def _lines_of_dialogs(lines: Iterable[Line], is_named: bool, path: Path) -> Iter
     """Yield the lines of each dialog; one without a number belongs to the dialog that it stands in."""
     group: list[Line] = []
     previous: int | None = None
-    n_characters = 0
+    n_bytes = 0
     for n_line, line in lines:
         if not is_named and (match := _NUMBERED_LINE.fullmatch(line)):
             # A number that is no higher starts a new dialog.
             if group and previous is not None and int(match[1]) <= previous:
                 yield group
-                group, n_characters = [], 0
+                group, n_bytes = [], 0
             previous = int(match[1])
         group.append((n_line, line))
-        n_characters += len(line)
-        if n_characters > MAX_DIALOG_BYTES or len(group) > MAX_TURNS:
+        n_bytes += len(line) * (1 if line.isascii() else 4)
+        if n_bytes > MAX_DIALOG_BYTES or len(group) > MAX_TURNS:
             raise too_large(f"{path}: the dialog that begins at line {group[0][0]}")
         if is_named and _LAST_LINE.search(line):
             yield group
-            group, n_characters = [], 0
+            group, n_bytes = [], 0
     if group:
         yield group
 

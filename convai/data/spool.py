@@ -159,12 +159,16 @@ def spool(
         if n_to_pass:
             n_to_pass -= 1
             continue
-        if block.n_dialogs and (part != block.part or block.is_full):
+        if block.n_dialogs and part != block.part:
             block.write(folder, n_blocks, durable)
             n_blocks += 1
             block = Block(part)
         block.part = part
         block.add(dialog, conversation != before or conversation[1] is None)
+        if block.is_full:  # at once: the next dialog may need the memory
+            block.write(folder, n_blocks, durable)
+            n_blocks += 1
+            block = Block(part)
     if block.n_dialogs:
         block.write(folder, n_blocks, durable)
     write_json(folder / _READ, {"parts": parts})

@@ -1,5 +1,6 @@
 """The text of a data file, line by line, in memory for a line at a time."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from convai.data.schema import BYTE_ORDER_MARK
 from convai.errors import UserError
 
 MAX_DIALOG_BYTES = 2**26
+# Of text in memory: one emoji makes each of its characters take four bytes, so that such a dialog must be shorter.
+MAX_TEXT_BYTES = 5 * 2**25
 _BLOCK_BYTES = 2**20
 # What parsed values take: bytes for each mark that parts them. More than this is no dialog that people had.
 _BYTES_OF_MARK = {"[": 88, "{": 200, ":": 120, ",": 64}
@@ -20,14 +23,17 @@ def lines_of_file(path: Path, meter: Meter | None = None) -> Iterator[tuple[int,
 
     UserError where it cannot be read or is no text, and for a line that is longer than a dialog may be.
     """
-    for number, (offset, line) in enumerate(_byte_lines(path, meter), start=1):
+    for number, offset, line in _byte_lines(path, meter):
         try:
-            text = line.decode()
+            text = [line.decode()]
         except UnicodeDecodeError as error:
             raise not_utf8(path, offset + error.start) from error
-        if "\0" in text:
+        if "\0" in text[0]:
             raise no_text(path, offset + line.index(b"\0"))
-        yield number, text.replace(BYTE_ORDER_MARK, "")  # one stands within, too, where files were joined
+        if sys.getsizeof(text[0]) > MAX_TEXT_BYTES:
+            raise too_large(f"{path}, line {number},")
+        del line  # it may be large, and so may its text: neither is kept while the line is worked on
+        yield number, text.pop().replace(BYTE_ORDER_MARK, "")  # one stands within, too, where files were joined
 
 
 def not_utf8(path: Path, offset: int) -> UserError:
@@ -52,24 +58,27 @@ def check_size(text: str, place: str, start: int = 0) -> None:
         raise too_large(place)
 
 
-def _byte_lines(path: Path, meter: Meter | None) -> Iterator[tuple[int, bytes]]:
-    """Yield each line with the number of bytes before it."""
+def _byte_lines(path: Path, meter: Meter | None) -> Iterator[tuple[int, int, bytes]]:
+    """Yield each line with its number and the number of bytes before it."""
     stream = ByteStream(path, meter)
     parts: list[bytes] = []  # of a line that goes on
-    offset = size = number = 0
+    offset = size = 0
+    number = 1
     while block := stream.read(_BLOCK_BYTES):
         *whole, rest = block.split(b"\n")
-        for line in whole:
-            parts.append(line)
-            line = b"".join(parts) if len(parts) > 1 else line
+        for end in whole:
+            parts.append(end)
+            size += len(end)
+            line = [b"".join(parts)]
+            parts = []
+            yield number, offset, line.pop()
+            offset += size + 1
             number += 1
-            yield offset, line
-            offset += len(line) + 1
-            parts, size = [], 0
+            size = 0
         parts.append(rest)
         size += len(rest)
         if size > MAX_DIALOG_BYTES:
-            raise too_large(f"{path}, line {number + 1},")
+            raise too_large(f"{path}, line {number},")
     stream.close()
-    if last := b"".join(parts):
-        yield offset, last
+    if size:
+        yield number, offset, b"".join(parts)
