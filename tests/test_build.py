@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tokenized_dialogs
 from conftest import make_dialogs
+from decoder_folders import chat_tokenizer
 from tokenized_dialogs import assert_same_content, bytes_of, dialog, turn
 
 from convai.data import build, held_out, numbering, spool, tokenizing
@@ -18,6 +19,8 @@ from convai.data.build import build_at, open_or_build
 from convai.data.formats import find_source
 from convai.data.held_out import Data, Plan
 from convai.data.store import DialogSplit
+from convai.errors import UserError
+from convai.model.pretrained_tokenizer import PretrainedTokenizer
 
 tokenizer = tokenized_dialogs.tokenizer
 
@@ -99,6 +102,16 @@ def test_several_processes_make_the_same_store(tmp_path, tokenizer, source, expe
     assert len([name for name in alone if name.startswith("tokens")]) == 10
 
 
+def test_a_tokenizer_of_transformers_is_shared_out_too(tmp_path, source, expected, monkeypatch):
+    monkeypatch.setattr(numbering, "MIN_PIECE", 40)
+    monkeypatch.setattr(numbering, "N_PIECES", 10)
+    decoder = PretrainedTokenizer(chat_tokenizer(), "llama", "chat")
+    alone = built(tmp_path / "alone/store", decoder, source)
+    monkeypatch.setattr(tokenizing, "MIN_FOR_PROCESSES", 0)
+    monkeypatch.setattr(tokenizing, "tokenize_piece", None)  # not in this process
+    assert built(tmp_path / "shared/store", decoder, source, n_processes=2) == alone != expected
+
+
 def test_a_process_that_fails_is_an_error_with_its_reason(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizing, "MIN_FOR_PROCESSES", 0)
     with pytest.raises(OSError, match=r"in another process failed: FileNotFoundError: .*piece-00000[01]\.npz"):
@@ -161,8 +174,6 @@ def test_what_is_done_is_not_done_again(tmp_path, tokenizer, source, monkeypatch
 
 
 def test_nothing_is_left_of_a_build_that_the_data_end(tmp_path, tokenizer):
-    from convai.errors import UserError
-
     path = tmp_path / "a.json"
     path.write_text(json.dumps([*make_dialogs(3), 7]))
     with pytest.raises(UserError, match="dialog 3 must be an object"):

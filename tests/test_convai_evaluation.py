@@ -114,6 +114,7 @@ class TestScript:
         [
             (["--dataset_path", "/nowhere"], "there is no /nowhere"),
             (["--dataset_path", "example", "--output", "/dev/null/x"], "--output /dev/null/x cannot be written"),
+            (["--distractors", "similar"], "--distractors is for data of your own, --dataset_path, not for ParlAI's"),
             (["--dataset_path", "example", "--bogus"], "unrecognized arguments: --bogus; with --dataset_path ParlAI"),
             (["--dataset_path", "example", "--min_length", "30"], "min_length 30 is above max_length 20; see --help"),
             (["--dataset_path", "example", "--model", "gpt2"], "gpt2 is only pre-trained"),

@@ -31,6 +31,8 @@ BAD_ROWS = {
     "lines, the first one cut": ("a.jsonl", lines('{"messages": [', MESSAGES), 1, 1, "a.jsonl, line 1 is not JSON"),
     "lines, the first one of another kind": ("a.jsonl", lines({"version": 3}, MESSAGES), 1, 1,
                                              "a.jsonl, line 1: its columns are version; needed are personality"),
+    "lines, the first one of another layout": ("a.jsonl", lines({"dialog": 7}, MESSAGES, MESSAGES), 2, 1,
+                                               'a.jsonl, line 1, key "dialog" must be a list of strings, not a number'),
     "lines of dialogs": ("a.jsonl", lines(GOOD, {"utterances": []}, GOOD), 2, 1, "a.jsonl, line 2 has no turns"),
     "array of dialogs": ("a.json", json.dumps([GOOD, "hi", GOOD, {"turns": [TURN]}]), 2, 2,
                          "a.json: dialog 1 must be an object, not a string."),

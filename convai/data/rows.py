@@ -54,7 +54,7 @@ def place_of_row(where: Path | str, part: str, number: int, kind: str = "row") -
 
 
 def read_rows(rows: Iterable[tuple[str, Any]], reading: Reading, layout: Layout | None = None) -> Iterator[Dialog]:
-    """Yield the dialogs that rows make up, by the layout given or that of the first row.
+    """Yield the dialogs that rows make up, by the layout given or that of the first row that is none to be skipped.
 
     A row with a fault raises UserError, or is skipped and counted, as the reading's options say.
     """
@@ -63,13 +63,15 @@ def read_rows(rows: Iterable[tuple[str, Any]], reading: Reading, layout: Layout 
         nonlocal layout
         if not isinstance(row, dict):
             raise UserError(f"{place} must be an object, not {kind_of(row)}.")
-        layout = layout or layout_of_rows(row)
-        if layout is None:
+        found = layout or layout_of_rows(row)
+        if found is None:
             raise unknown_layout(row, place)
         try:
-            return layout.read(reading, place, row)
+            dialogs = found.read(reading, place, row)
         except TooManyTurns as error:
             raise UserError(f"{place}: {error}") from error
+        layout = found  # not of a row with a fault, which may be of another layout
+        return dialogs
 
     replies: Replies | None = None
     for place, row in rows:

@@ -1,6 +1,6 @@
 """The options of each script: names and defaults as published, additions marked where they differ."""
 
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import ClassVar
 
 from convai.options.declare import OptionsParser, option, parser_of
@@ -313,4 +313,7 @@ def evaluation_options() -> tuple[EvaluationOptions, list[str]]:
     if unknown and options.dataset_path:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}; with --dataset_path ParlAI, which may know them, "
                      "is not used")  # fmt: skip
+    for one in [*fields(ReadingOptions), *fields(DistractorOptions)]:
+        if not options.dataset_path and getattr(options, one.name) != one.default:
+            parser.error(f"--{one.name} is for data of your own, --dataset_path, not for ParlAI's tasks; leave it out")
     return options, unknown
