@@ -13,6 +13,7 @@ NumPy, not the script that asks for the data, and ends with the process that sta
 import array
 import hashlib
 import json
+import logging
 import os
 import pickle
 import signal
@@ -39,6 +40,8 @@ MAX_PROCESSES = 8  # each takes some memory of its own
 MIN_FOR_PROCESSES = 30_000
 _STEP = 1000  # utterances between two reports
 
+logger = logging.getLogger(__name__)
+
 
 class Shard(NamedTuple):
     """What is known of a finished shard."""
@@ -49,7 +52,7 @@ class Shard(NamedTuple):
     lost: dict[str, Any]  # what of the text the vocabulary cannot spell
 
 
-class WorkerError(OSError):
+class WorkerError(Exception):
     """A process that tokenizes has failed; its own words say how."""
 
 
@@ -85,9 +88,12 @@ def tokenize_pieces(
     on_progress(sum(sizes) - sum(sizes[n] for n in missing))
     n_processes = min(n_processes or available_processes(), len(missing))
     if n_processes > 1 and sum(sizes[n] for n in missing) >= MIN_FOR_PROCESSES:
-        _tokenize_in_processes(folder, store, tokenizer, missing, n_processes, durable, on_progress)
-    else:
-        for number in missing:
+        try:
+            _tokenize_in_processes(folder, store, tokenizer, missing, n_processes, durable, on_progress)
+        except (WorkerError, BrokenPipeError) as error:
+            logger.warning("tokenizing in other processes failed (%s); this one goes on alone", error)
+    for number in missing:
+        if not _facts_path(folder, number).exists():
             tokenize_piece(folder, store, tokenizer, number, durable, on_progress)
     return [Shard(**read_json_object(_facts_path(folder, n))) for n in range(len(sizes))]
 
@@ -149,7 +155,7 @@ def _tokenize_in_processes(
             worker, line = reports.get()
             report: dict[str, Any] = json.loads(line) if line else {"error": f"it ended with status {worker.wait()}"}
             if "error" in report:
-                raise WorkerError(f"tokenizing in another process failed: {report['error']}")
+                raise WorkerError(report["error"])
             on_progress(report["n"])
             if report["is_done"]:
                 n_done += 1
@@ -162,7 +168,8 @@ def _started(n: int, arguments: list[str], pickled: bytes) -> Iterator[list[subp
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
                                 "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
-    command = [sys.executable, "-m", "convai.data.tokenizing", *arguments]
+    # -P: there may be another package of this name where the script was started.
+    command = [sys.executable, "-P", "-m", "convai.data.tokenizing", *arguments]
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(n):
