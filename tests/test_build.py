@@ -192,6 +192,30 @@ def test_what_is_done_is_not_done_again(tmp_path, tokenizer, source, monkeypatch
     assert len(tokenized) - len(set(tokenized)) <= numbering.MIN_PIECE  # those of one piece
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_of_two_that_build_at_once_one_waits_and_opens_what_the_other_made(tmp_path, tokenizer, source, caplog):
+    path, flag, data = tmp_path / "store", tmp_path / "flag", source.data()
+
+    def slowly():
+        flag.touch()
+        time.sleep(1)
+        return data.dialogs()
+
+    child = os.fork()
+    if not child:
+        try:
+            build_at(path, tokenizer, data._replace(dialogs=slowly))
+        finally:
+            os._exit(sys.exc_info()[0] is not None)
+    while not flag.exists():
+        time.sleep(0.01)
+    with caplog.at_level(logging.INFO, "convai.data.build"):
+        store = build_at(path, tokenizer, Data("nowhere", None, None))
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(DialogSplit(store, "train")) > 50
+    assert [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
+
+
 def test_nothing_is_left_of_a_build_that_the_data_end(tmp_path, tokenizer):
     path = tmp_path / "a.json"
     path.write_text(json.dumps([*make_dialogs(3), 7]))

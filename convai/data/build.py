@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +68,10 @@ def open_or_build(
 
 def build_at(path: Path, tokenizer: DialogTokenizer, data: Data, n_processes: int | None = None) -> Store:
     """Build the store at `path`, in place of what is there, and open it. Raises OSError and CorruptStore."""
-    from filelock import FileLock
-
     work = path.with_name(f"{path.name}.building")
     work.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(work / "lock"):
+        with _locked(work):
             work.mkdir(parents=True, exist_ok=True)
             # Another process may have built it while this one waited.
             store = _sound(path)
@@ -90,6 +89,23 @@ def build_at(path: Path, tokenizer: DialogTokenizer, data: Data, n_processes: in
         raise
     shutil.rmtree(work, ignore_errors=True)
     return store
+
+
+@contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    """Keep other processes from building in the same folder at the same time."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(work / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("waiting for another process, which builds the token cache in %s", work)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _sound(path: Path) -> Store | None:
