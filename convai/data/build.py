@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ from convai.model.tokenization import DialogTokenizer
 
 # The parts in the order in which their utterances are numbered.
 _PARTS = ("train", "", "valid")
+
+_WAIT_S = 0.2  # between two looks whether another process is done
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +72,8 @@ def open_or_build(
 def build_at(path: Path, tokenizer: DialogTokenizer, data: Data, n_processes: int | None = None) -> Store:
     """Build the store at `path`, in place of what is there, and open it. Raises OSError and CorruptStore."""
     work = path.with_name(f"{path.name}.building")
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with _locked(work):
-            work.mkdir(parents=True, exist_ok=True)
+    with _locked(work):
+        try:
             # Another process may have built it while this one waited.
             store = _sound(path)
             if store is None:
@@ -81,27 +82,34 @@ def build_at(path: Path, tokenizer: DialogTokenizer, data: Data, n_processes: in
                 os.replace(built, path)
                 force_to_disk(path.parent)
                 store = open_store(path)
-    except KeyboardInterrupt:
-        logger.warning("what is done of the token cache lies in %s; the next start goes on from there", work)
-        raise
-    except Exception:
+        except KeyboardInterrupt:
+            logger.warning("what is done of the token cache lies in %s; the next start goes on from there", work)
+            raise
+        except Exception:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
     return store
 
 
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
-    """Keep other processes from building in the same folder at the same time."""
+    """Keep other processes from building in the same folder at the same time; it is there, then. Raises OSError."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(work / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info("waiting for another process, which builds the token cache in %s", work)
-        lock.acquire()
+    is_told = False
+    while not lock.is_locked:
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except FileNotFoundError:  # the other process is done, and has just removed the folder
+            continue
+        except Timeout:
+            if not is_told:
+                logger.info("waiting for another process, which builds the token cache in %s", work)
+            is_told = True
+            time.sleep(_WAIT_S)
     try:
         yield
     finally:
