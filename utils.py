@@ -7,12 +7,15 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from convai.data.formats import PERSONACHAT_URL, SPLITS, find_source
+from convai.data.build import open_or_build
+from convai.data.digests import KnownDigests
+from convai.data.formats import PERSONACHAT_URL, find_source
+from convai.data.held_out import SPLITS
 from convai.data.inputs import positions
 from convai.data.layouts import TokenNumbers, lay_out
 from convai.data.mixture import AnySplit, Mixture
 from convai.data.reading import AS_BY_DEFAULT
-from convai.data.store import FORMAT_VERSION, DialogSplit, TokenIds, open_or_build
+from convai.data.store import FORMAT_VERSION, DialogSplit, TokenIds
 from convai.data.weighted import weighted_sources
 from convai.io.pretrained import RELEASED_MODEL_URL, locate_finetuned
 from convai.model.tokenization import DialogTokenizer
@@ -38,8 +41,8 @@ def get_dataset(
     `dataset_path` is "" for PersonaChat (downloaded once), "example" for the embedded set, any file, pair, folder or
     URL that formats.find_source reads, or several of these (see weighted.py), which have a cache each. `dataset_cache`
     is the path prefix of the token cache, whose name ends in a hash of data, `options` of reading them, tokenizer and
-    format version; "" keeps everything in memory. Where no split is needed, a lone dialog will do, and "valid" may be
-    empty. Raises UserError for data that cannot be read.
+    format version; "" keeps them in temporary files. Where no split is needed, a lone dialog will do, and "valid" may
+    be empty. Raises UserError for data that cannot be read.
     """
     if several := weighted_sources(dataset_path):
         loaded = [tokenized(tokenizer, source.path, dataset_cache, split_needed, options) for source in several]
@@ -54,10 +57,11 @@ def tokenized(
     source = find_source(dataset_path, options)
     path = None
     if dataset_cache:
-        facts = [source.digest(), tokenizer.fingerprint, FORMAT_VERSION, *options.unlike_defaults()]
+        digest = source.digest(KnownDigests(dataset_cache))
+        facts = [digest, tokenizer.fingerprint, FORMAT_VERSION, *options.unlike_defaults()]
         key = hashlib.sha256(" ".join(map(str, facts)).encode()).hexdigest()
         path = Path(f"{dataset_cache}.{key[:16]}")
-    splits = open_or_build(path, tokenizer, lambda: source.load(split_needed))
+    splits = open_or_build(path, tokenizer, source.data(split_needed))
     if split_needed and not len(splits["valid"]):
         source.load()  # the cache was made where no split was needed; this says what is wrong with the data
     return splits

@@ -13,12 +13,14 @@ from typing import Any
 
 from bench import reference
 from bench.enlarge import PERSONACHAT_DIALOGS, enlarged
-from bench.measure import MEGABYTE, anonymous_memory, compare, peak_memory, reset_peak_memory
+from bench.measure import MEGABYTE, anonymous_memory, compare, cpu_seconds, peak_of_processes
 from bench.scoring import summary
 from bench.setting import MAX_HISTORY, Disagreement, Setting
-from convai.data.formats import Dialog, find_source
+from convai.data.build import build_arrays
+from convai.data.conversation import Dialog
+from convai.data.formats import find_source
 from convai.data.inputs import InputBuilder
-from convai.data.store import build_arrays, read_store
+from convai.data.store import open_store
 from convai.model.loading import load_tokenizer
 from convai.training.updates import TreeDataset
 from utils import get_dataset
@@ -40,8 +42,8 @@ def data(setting: Setting) -> list[dict[str, Any]]:
 
     def ours() -> int:
         nonlocal n_unique
-        arrays = build_arrays(splits, load_tokenizer(setting.folder))  # a fresh one, whose caches are empty
-        n_unique = len(arrays["utterance_ends"])
+        store = build_arrays(splits, load_tokenizer(setting.folder))  # a fresh one, whose caches are empty
+        n_unique = len(store.utterances)
         return n_dialogs
 
     def plainly() -> int:
@@ -86,26 +88,35 @@ def cache_facts(setting: Setting, splits: dict[str, list[Dialog]]) -> dict[str, 
         file_mb = file.stat().st_size / MEGABYTE
         splits.clear()
         gc.collect()
-        before, start = reset_peak_memory(), time.perf_counter()
-        prepared = get_dataset(load_tokenizer(setting.folder), str(file), prefix)
-        prepare_s = time.perf_counter() - start
-        prepare_mb = (peak_memory() - before) / MEGABYTE if before is not None else None
-        del prepared
-        (cache,) = Path(folder).glob("cache.*")
-        read_store(cache)
-        seconds = []
-        for _ in range(N_REOPENINGS):
-            start = time.perf_counter()
-            read_store(cache)
-            seconds.append(time.perf_counter() - start)
         return {
             "file_mb": round(file_mb, 1),
-            "prepare_s": round(prepare_s, 2),
-            "prepare_peak_mb": prepare_mb and round(prepare_mb),
-            "cache_mb": round(cache.stat().st_size / MEGABYTE, 2),
-            "reopen_ms": round(1000 * min(seconds), 1),
+            **in_a_fresh_process(building_facts, setting.folder, file, prefix),
             **in_a_fresh_process(reading_facts, setting.folder, file, prefix, setting.options.seed),
         }
+
+
+def building_facts(tokenizer_folder: Path, file: Path, prefix: str) -> dict[str, float | None]:
+    """Return seconds and memory from a file to the store, its size, and how fast it opens again."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer.encode("what is imported late … is imported now")
+    start, cpu_start = time.perf_counter(), cpu_seconds()
+    with peak_of_processes() as peak:
+        get_dataset(tokenizer, str(file), prefix)
+    prepare_s, prepare_cpu_s = time.perf_counter() - start, cpu_seconds() - cpu_start
+    (store,) = (path for path in file.parent.glob(f"{Path(prefix).name}.*") if path.is_dir())
+    seconds = []
+    for _ in range(N_REOPENINGS):
+        start = time.perf_counter()
+        open_store(store)
+        seconds.append(time.perf_counter() - start)
+    return {
+        "prepare_s": round(prepare_s, 2),
+        "prepare_cpu_s": round(prepare_cpu_s, 2),
+        "prepare_peak_mb": peak.resident_mb,
+        "prepare_own_mb": peak.own_mb,
+        "cache_mb": round(sum(path.stat().st_size for path in store.iterdir()) / MEGABYTE, 2),
+        "reopen_ms": round(1000 * min(seconds), 2),
+    }
 
 
 def reading_facts(tokenizer_folder: Path, file: Path, prefix: str, seed: int) -> dict[str, float]:

@@ -5,10 +5,13 @@ Speeds of one machine drift (other processes, turbo clocks), so the ways take tu
 
 import ctypes
 import gc
+import os
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,6 +87,60 @@ def peak_memory() -> int:
 def anonymous_memory() -> int | None:
     """Return the bytes of this process's own memory, files mapped into it left out; None where unknown."""
     return _resident_bytes("RssAnon") if Path("/proc/self/status").exists() else None
+
+
+class Peak:
+    """The most memory that this process and those that it started had at one time, beyond what it had at first."""
+
+    resident_mb: int | None = None  # files that are mapped, and what new processes import, included
+    own_mb: int | None = None  # the processes' own memory
+
+
+@contextmanager
+def peak_of_processes(every_s: float = 0.05) -> Iterator[Peak]:
+    """Watch memory while the block runs; the figures are there after it, None where they cannot be read."""
+    peak, is_done = Peak(), threading.Event()
+    if not Path("/proc/self/task").exists():
+        yield peak
+        return
+    return_freed_memory()
+    first = most = _memory_of_processes()
+
+    def watch() -> None:
+        nonlocal most
+        while not is_done.wait(every_s):
+            most = tuple(map(max, most, _memory_of_processes()))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        is_done.set()
+        watcher.join()
+        peak.resident_mb, peak.own_mb = (round((m - f) / MEGABYTE) for m, f in zip(most, first, strict=True))
+
+
+def _memory_of_processes() -> tuple[int, ...]:
+    """Return the bytes (resident, own) of this process and all below it."""
+    pids, sums = [os.getpid()], [0, 0]
+    for pid in pids:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+            pids += [int(child) for task in Path(f"/proc/{pid}/task").iterdir()
+                     for child in (task / "children").read_text().split()]  # fmt: skip
+        except OSError:  # it has ended
+            continue
+        fields = dict(line.split(":", 1) for line in status.splitlines())
+        for n, key in enumerate(("VmRSS", "RssAnon")):
+            sums[n] += 1024 * int(fields.get(key, "0").split()[0])
+    return tuple(sums)
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of those that it started and that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _resident_bytes(key: str) -> int:

@@ -20,9 +20,11 @@ import torch
 
 from bench import reference
 from bench.options import BenchOptions
-from convai.data.formats import Dialog, find_source
+from convai.data.build import build_arrays
+from convai.data.conversation import Dialog
+from convai.data.formats import find_source
 from convai.data.inputs import InputBuilder
-from convai.data.store import DialogSplit, Example, build_arrays
+from convai.data.store import DialogSplit, Example
 from convai.device import choose_device
 from convai.errors import UserError
 from convai.io.pretrained import locate_checkpoint, read_config

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from bench.plain import as_convai2, long_forms
-from convai.data.formats import Dialog, find_source, load_for_evaluation
+from convai.data.conversation import Dialog
+from convai.data.formats import find_source, load_for_evaluation
 from convai.errors import UserError, argument, report_user_errors
 from convai.io.files import write_json
 from convai.options import option, parser_of, path, positive_int

@@ -8,7 +8,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from bench import data, reference
+from bench import building, data, reference
 from bench.__main__ import MODULE_OF, main, parser
 from bench.enlarge import enlarged
 from bench.measure import compare, ratio
@@ -162,3 +162,12 @@ def test_rankings_are_those_of_the_evaluation(tmp_path, monkeypatch, dataset_fil
                                          "--dataset_path", str(dataset_file), "--output", str(output)])  # fmt: skip
         convai_evaluation.main()
         assert json.loads(output.read_text())["results"]["hits@1"]["hits@1"] == report[by]
+
+
+@pytest.mark.parametrize("form", ["personachat", "messages"])
+def test_building_is_measured_at_any_size(form, checkpoint, dataset_file, capsys, monkeypatch):
+    monkeypatch.setattr(building, "PAUSE_S", 0)
+    building.main(["--tokenizer", str(checkpoint), "--data", str(dataset_file), "--dialogs", "30", "--form", form])
+    (facts,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (facts["form"], facts["dialogs"]) == (form, 30)
+    assert min(facts[name] for name in ("prepare_s", "prepare_cpu_s", "cache_mb", "reopen_ms", "open_with_hash_ms")) > 0

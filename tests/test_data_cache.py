@@ -3,20 +3,20 @@
 import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
-import safetensors.numpy
-import safetensors.torch
 import tokenized_dialogs
 import torch
 from conftest import make_dialogs
 from tokenized_dialogs import assert_same_content, dialog, turn
 
 import utils
-from convai.data import store
-from convai.data.store import build_arrays, read_store, write_store
+from convai.data import build, store
+from convai.data.store import open_store
 from convai.errors import UserError
 from convai.model import tokenization
 from convai.model.tokenization import GptTokenizer
@@ -27,7 +27,7 @@ tokenizer = tokenized_dialogs.tokenizer
 
 @pytest.fixture
 def cached(tokenizer, dataset_file, tmp_path, caplog):
-    """A folder with the cache of `dataset_file`; (path of the one file in it, a function that gets the data again)."""
+    """A folder with the cache of `dataset_file`; (path of the one store in it, a function that gets the data again)."""
     folder = tmp_path / "caches"
 
     def get():
@@ -52,11 +52,11 @@ def count_encoded(monkeypatch):
 
 def test_the_cache_is_reused(cached, count_encoded, caplog, monkeypatch):
     path, get = cached
-    before = path.stat().st_mtime_ns
-    monkeypatch.setattr("convai.data.formats.FileSource.load", None)  # reading the dialogs would fail
+    before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
+    monkeypatch.setattr("convai.data.formats.FileSource.stream", None)  # reading the dialogs would fail
     get()
     assert count_encoded == []
-    assert path.stat().st_mtime_ns == before
+    assert {file: file.stat().st_mtime_ns for file in path.iterdir()} == before
     assert not caplog.records
 
 
@@ -105,27 +105,29 @@ def flip_a_bit(path, position):
     path.write_bytes(content)
 
 
-def header_length(path) -> int:
-    return int.from_bytes(path.read_bytes()[:8], "little")
+def cut(path, n_bytes):
+    path.write_bytes(path.read_bytes()[:-n_bytes])
 
 
+SHARD, INDEX, MANIFEST = "tokens-000000.bin", "train.candidates.bin", "store.json"
 DAMAGE = {
-    "empty": lambda path: path.write_bytes(b""),
-    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "last byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "too long": lambda path: path.write_bytes(path.read_bytes() + b"more"),
-    "flipped in the data": lambda path: flip_a_bit(path, -5),
-    "flipped in the first array": lambda path: flip_a_bit(path, 8 + header_length(path)),
-    "flipped in the length": lambda path: flip_a_bit(path, 1),
-    "flipped in the header": lambda path: flip_a_bit(path, 30),
-    "not a store": lambda path: path.write_text("something else"),
-    "a pickle": lambda path: torch.save({"train": []}, path),
-    "another safetensors file": lambda path: safetensors.torch.save_file(
-        {"a": torch.ones(2, dtype=torch.bfloat16)}, path
-    ),
-    "another version": lambda path: (
-        safetensors.numpy.save_file(read_store(path), str(path) + "x", {"format_version": "0"})
-        or os.replace(str(path) + "x", path)
+    "not a folder": lambda path: shutil.rmtree(path) or path.write_text("something else"),
+    "an older store": lambda path: shutil.rmtree(path) or torch.save({"train": []}, path),
+    "an empty folder": lambda path: shutil.rmtree(path) or path.mkdir(),
+    "no shard": lambda path: (path / SHARD).unlink(),
+    "no index": lambda path: (path / INDEX).unlink(),
+    "an empty shard": lambda path: (path / SHARD).write_bytes(b""),
+    "a cut shard": lambda path: cut(path / SHARD, 1),
+    "a cut index": lambda path: cut(path / INDEX, 4),
+    "too long": lambda path: (path / INDEX).write_bytes((path / INDEX).read_bytes() + bytes(4)),
+    "flipped in a shard": lambda path: flip_a_bit(path / SHARD, 3),
+    "flipped at a shard's end": lambda path: flip_a_bit(path / SHARD, -1),
+    "flipped in an index": lambda path: flip_a_bit(path / INDEX, 5),
+    "a cut list of files": lambda path: cut(path / MANIFEST, 9),
+    "flipped in the list of files": lambda path: flip_a_bit(path / MANIFEST, 40),
+    "the list of files is none": lambda path: (path / MANIFEST).write_text("[]"),
+    "another version": lambda path: (path / MANIFEST).write_text(
+        (path / MANIFEST).read_text().replace(f'"format_version": {store.FORMAT_VERSION}', '"format_version": 0')
     ),
 }
 
@@ -145,17 +147,43 @@ def test_a_damaged_cache_is_built_again_with_a_warning(cached, tokenizer, datase
 
 
 def test_no_single_flipped_bit_goes_unnoticed(tokenizer, tmp_path):
-    path = tmp_path / "cache"
-    write_store(path, build_arrays({"train": [dialog(turn("hi", "ho"))], "valid": []}, tokenizer))
-    content = path.read_bytes()
-    for position in range(0, len(content), 3):
-        if content[position : position + 1] == b" ":
-            continue  # white space that pads the header may become other white space
-        damaged = bytearray(content)
-        damaged[position] ^= 1 << position % 8
-        path.write_bytes(damaged)
-        with pytest.raises(store.CorruptStore):
-            read_store(path)
+    (tmp_path / "a.json").write_text(json.dumps([dialog(turn("hi", "ho"))] * 2))
+    get_dataset(tokenizer, str(tmp_path / "a.json"), str(tmp_path / "cache"))
+    (path,) = tmp_path.glob("cache.*")
+    for file in filter(None, path.iterdir()):
+        content = file.read_bytes()
+        for position in range(0, len(content), 3):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << position % 8
+            if file.name == MANIFEST and content[position : position + 1].isspace():
+                continue  # white space between the values may become other white space
+            file.write_bytes(damaged)
+            with pytest.raises(store.CorruptStore):
+                open_store(path)
+        file.write_bytes(content)
+    open_store(path)
+
+
+def test_checksums_are_computed_of_what_was_changed_or_copied_since_it_was_written(cached, tmp_path, monkeypatch):
+    path, _ = cached
+    read = []
+    checksum_of = store.checksum_of
+    monkeypatch.setattr(store, "checksum_of", lambda file: read.append(file.name) or checksum_of(file))
+    later = (path / MANIFEST).stat().st_mtime_ns + 10**9
+    os.utime(path / MANIFEST, ns=(later, later))
+    open_store(path)
+    assert read == []
+    os.utime(path / SHARD, ns=(later + 1, later + 1))
+    open_store(path)
+    assert read == [SHARD]
+    os.utime(path / MANIFEST, ns=(later + 2, later + 2))
+    open_store(path)
+    assert read == [SHARD]
+    copy = shutil.copytree(path, tmp_path / "copy", copy_function=shutil.copyfile)
+    os.utime(copy / MANIFEST, ns=(1, 1))
+    open_store(copy)
+    assert len(read) == 1 + len(list(copy.iterdir())) - 1
+    assert (copy / MANIFEST).stat().st_mtime_ns > 1
 
 
 def assert_data_despite_warning(splits, dataset_file, tokenizer, caplog, *parts):
@@ -171,38 +199,67 @@ def assert_data_despite_warning(splits, dataset_file, tokenizer, caplog, *parts)
 def test_a_folder_that_cannot_be_made_still_gives_the_data(tokenizer, dataset_file, tmp_path, caplog):
     (tmp_path / "file").write_text("in the way of a folder")
     splits = get_dataset(tokenizer, str(dataset_file), str(tmp_path / "file" / "cache.bin"))
-    assert_data_despite_warning(splits, dataset_file, tokenizer, caplog, "file/cache.bin", "exists")
+    assert_data_despite_warning(splits, dataset_file, tokenizer, caplog, "file/cache.bin", "Not a directory")
     splits = get_dataset(tokenizer, str(dataset_file), str(tmp_path / "file" / "deeper" / "cache.bin"))
     assert (tmp_path / "file").read_text() == "in the way of a folder"
 
 
-def refuse(*args, **kwargs):
-    raise OSError(28, "No space left on device")
+def full_disk_at(folder: Path, monkeypatch, name: str) -> None:
+    """Have a function of `os` find no room for what lies below a folder."""
+    real = getattr(os, name)
+
+    def refuse(target, *args, **kwargs):
+        path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else str(target)
+        if path.startswith(str(folder)):
+            raise OSError(28, "No space left on device")
+        return real(target, *args, **kwargs)
+
+    monkeypatch.setattr(os, name, refuse)
 
 
-@pytest.mark.parametrize("function", ["os.replace", "os.fsync"])
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("function", ["replace", "fsync", "mkdir"])
 def test_a_full_disk_leaves_no_temporary_file(tokenizer, dataset_file, tmp_path, monkeypatch, caplog, function):
-    monkeypatch.setattr(function, refuse)
-    splits = get_dataset(tokenizer, str(dataset_file), str(tmp_path / "caches" / "cache.bin"))
-    assert_data_despite_warning(splits, dataset_file, tokenizer, caplog, "No space left on device")
+    (tmp_path / "caches").mkdir()
+    with monkeypatch.context() as patch:
+        full_disk_at(tmp_path / "caches", patch, function)
+        splits = get_dataset(tokenizer, str(dataset_file), str(tmp_path / "caches" / "cache.bin"))
+    assert_data_despite_warning(splits, dataset_file, tokenizer, caplog, "no space left on the disk")
     assert list((tmp_path / "caches").iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_damaged_cache_in_a_folder_that_cannot_be_written(cached, tokenizer, dataset_file, caplog, monkeypatch):
     path, get = cached
-    path.write_bytes(b"")
-    monkeypatch.setattr("os.replace", refuse)
-    splits = get()
+    (path / SHARD).write_bytes(b"")
+    with monkeypatch.context() as patch:
+        full_disk_at(path.parent, patch, "replace")
+        splits = get()
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
     del caplog.records[0]
     assert_data_despite_warning(splits, dataset_file, tokenizer, caplog)
 
 
-def test_a_disk_that_does_not_give_back_what_was_written(tokenizer, dataset_file, tmp_path, monkeypatch, caplog):
-    def write_half(path, arrays):
-        path.write_bytes(b"half")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_room_anywhere_is_one_line(tokenizer, dataset_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    full_disk_at(tmp_path, monkeypatch, "replace")
+    with pytest.raises(
+        UserError, match=r"cannot be prepared in .* \(no space left on the disk\); make room there, or set"
+    ):
+        get_dataset(tokenizer, str(dataset_file), str(tmp_path / "cache.bin"))
 
-    monkeypatch.setattr(store, "write_store", write_half)
+
+def test_a_disk_that_does_not_give_back_what_was_written(tokenizer, dataset_file, tmp_path, monkeypatch, caplog):
+    real = build.build
+
+    def build_half(*args, **kwargs):
+        folder = real(*args, **kwargs)
+        if kwargs["durable"]:
+            (folder / SHARD).write_bytes(b"half")
+        return folder
+
+    monkeypatch.setattr(build, "build", build_half)
     splits = get_dataset(tokenizer, str(dataset_file), str(tmp_path / "cache.bin"))
     assert_data_despite_warning(splits, dataset_file, tokenizer, caplog)
 
@@ -212,7 +269,7 @@ def test_the_arrays_are_mapped_not_read(cached):
     path, get = cached
     splits = get()
     assert str(path) in Path("/proc/self/maps").read_text()
-    assert not splits["train"]._tokens.flags.owndata
+    assert not splits["train"]._candidates.flags.owndata
     del splits
     assert str(path) not in Path("/proc/self/maps").read_text()
 

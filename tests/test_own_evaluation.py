@@ -9,9 +9,10 @@ from conftest import TEXTS, make_dialogs
 from greedy_agents import dialog_agent
 
 from convai.data.batches import collate_trees
+from convai.data.build import build_arrays
 from convai.data.formats import load_for_evaluation, read_splits
 from convai.data.inputs import InputBuilder
-from convai.data.store import DialogSplit, build_arrays
+from convai.data.store import DialogSplit
 from convai.dialog.agent import Context
 from convai.errors import UserError
 from convai.evaluation.metrics import f1_score

@@ -66,7 +66,9 @@ def test_the_wheel_asks_for_what_the_requirements_say(wheel):
     metadata = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
     asked: dict[str, dict[str, str]] = {}
     for name, version, extra in re.findall(
-        r'^Requires-Dist: ([\w.-]+)==([\w.]+)(?: *; extra == "(\w+)")?$', metadata, re.MULTILINE
+        r'^Requires-Dist: ([\w.-]+)==([\w.]+)(?: *; (?:extra == "(\w+)"|python_version < "[\d.]+"))?$',
+        metadata,
+        re.MULTILINE,
     ):
         asked.setdefault(extra, {})[canonical(name)] = version
     hub, gguf = pins("requirements-hub.txt"), pins("requirements-gguf.txt")

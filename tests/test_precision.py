@@ -9,8 +9,10 @@ import torch
 from conftest import make_dialogs, tiny_model
 from test_updates import make_trainer
 
+from convai.data.build import build_arrays
+from convai.data.held_out import SPLITS
 from convai.data.inputs import InputBuilder
-from convai.data.store import SPLITS, DialogSplit, build_arrays
+from convai.data.store import DialogSplit
 from convai.errors import UserError
 from convai.model.tokenization import train_vocabulary
 from convai.options import training_parser

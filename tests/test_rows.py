@@ -4,18 +4,18 @@ import gzip
 import itertools
 import json
 import re
-import sys
-import types
 
 import numpy as np
 import pytest
 import tokenized_dialogs
 from conftest import ROOT, needs
 from dialog_files import GOOD, error_of, load, warnings_in, write_json
+from tokenized_dialogs import bytes_of
 
+from convai.data.compressed import zstd
 from convai.data.formats import find_source, load_for_evaluation, read_splits
 from convai.data.messages import message_line
-from convai.data.store import build_arrays
+from utils import get_dataset
 
 tokenizer = tokenized_dialogs.tokenizer
 
@@ -99,13 +99,14 @@ def test_the_same_dialogs_give_the_same_store_in_every_format(tmp_path, tokenize
     ]
     stores = {}
     for name, path in in_every_format(tmp_path, dialogs).items():
-        arrays = build_arrays({"train": read_splits(path)[""], "valid": []}, tokenizer)
-        stores[name] = {key: (str(values.dtype), values.tobytes()) for key, values in arrays.items()}
+        get_dataset(tokenizer, str(path), str(tmp_path / "caches" / name))
+        (store,) = (tmp_path / "caches").glob(f"{name}.*")
+        stores[name] = bytes_of(store)
     assert len(stores) == (5 if distractors else 8)
     for one, other in itertools.combinations(stores, 2):
         assert stores[one] == stores[other], (one, other)
-    candidates = np.frombuffer(stores["ParlAI"]["train.candidates"][1], dtype=np.int32)
-    assert len(candidates) == 4 * (1 + len(distractors))
+    candidates = b"".join(stores["ParlAI"][f"{split}.candidates.bin"] for split in ("train", "valid"))
+    assert len(np.frombuffer(candidates, dtype=np.int32)) == 4 * (1 + len(distractors))
     assert not warnings_in(caplog)
 
 
@@ -356,15 +357,10 @@ def test_wrong_csv_is_refused_with_its_row(tmp_path, content, wanted):
     assert wanted in error_of(tmp_path / "a.csv")
 
 
-def test_zstd_where_something_can_undo_it_and_otherwise_an_error_that_says_so(tmp_path, monkeypatch):
-    path = tmp_path / "a.jsonl.zst"
-    path.write_bytes(b"\x28\xb5\x2f\xfd packed")
-    for name in ("compression.zstd", "backports.zstd"):
-        monkeypatch.setitem(sys.modules, name, None)
-    assert f"{path} is compressed by zstd, which needs Python 3.14 or the package backports.zstd" in error_of(path)
-    plain = write_lines(tmp_path / "plain", map(messages_of, DIALOGS)).read_bytes()
-    module = types.SimpleNamespace(decompress=lambda content: plain, ZstdError=ValueError)
-    monkeypatch.setitem(sys.modules, "backports.zstd", module)
+def test_zstd_is_undone_and_a_damaged_file_named(tmp_path):
+    path, content = tmp_path / "a.jsonl.zst", write_lines(tmp_path / "plain", map(messages_of, DIALOGS)).read_bytes()
+    packed = zstd.compress(content[:50]) + zstd.compress(content[50:])  # as `cat` joins files
+    path.write_bytes(packed)
     assert read_splits(path) == {"": DIALOGS}
-    monkeypatch.setattr(module, "decompress", lambda content: int("damaged"))
-    assert f"{path} cannot be read (invalid literal" in error_of(path)
+    path.write_bytes(packed[:-3])
+    assert f"{path} cannot be read (" in error_of(path)

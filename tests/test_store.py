@@ -9,7 +9,8 @@ import tokenized_dialogs
 from conftest import TEXTS, make_dialogs
 from tokenized_dialogs import assert_same_content, dialog, in_memory, turn
 
-from convai.data.store import DialogSplit, build_arrays, read_store, write_store
+from convai.data.build import build_arrays
+from convai.data.store import DialogSplit
 from convai.model import tokenization
 from convai.model.tokenization import GptTokenizer, train_vocabulary
 from utils import get_dataset
@@ -57,17 +58,18 @@ def test_each_unique_utterance_is_tokenized_and_stored_once(tokenizer, monkeypat
     monkeypatch.setattr(GptTokenizer, "encode", lambda self, text: encoded.append(text) or [len(text)])
     train = [dialog(turn("a", candidates=["c", "bb"]), turn("a", "bb", "ddd"), personality=["i sing", "a"])] * 2
     valid = [dialog(turn("bb", candidates=["a", "fffff"]), personality=["i sing"])]
-    arrays = build_arrays({"train": train, "valid": valid}, tokenizer)
-    assert sorted(encoded) == ["a", "bb", "c", "ddd", "fffff", "gold .", "i sing"]
-    assert arrays["tokens"].tolist() == [len(text) for text in encoded]
-    assert arrays["utterance_ends"].tolist() == list(range(1, 8))
+    store = build_arrays({"train": train, "valid": valid}, tokenizer)
+    assert encoded == ["i sing", "a", "c", "bb", "ddd", "gold .", "fffff"]  # as they first occur
+    ((ends, _, tokens),) = store.utterances.shards
+    assert tokens.tolist() == [len(text) for text in encoded]
+    assert ends.tolist() == list(range(1, 8))
 
 
 def test_histories_share_their_turns(tokenizer):
     lines = [f"line {n}" for n in range(40)]
     dialogs = [dialog(*(turn(*lines[:n]) for n in range(1, 40, 2)))] * 2
-    arrays = build_arrays({"train": dialogs, "valid": []}, tokenizer)
-    assert len(arrays["train.turns"]) == 2 * 39  # not 2 * (1 + 3 + ... + 39)
+    store = build_arrays({"train": dialogs, "valid": []}, tokenizer)
+    assert len(store.splits["train"]["turns"]) == 2 * 39  # not 2 * (1 + 3 + ... + 39)
 
 
 @pytest.mark.parametrize("n_tokens, dtype", [(2**16, np.uint16), (2**16 + 1, np.uint32)])
@@ -82,11 +84,9 @@ def test_ids_take_16_bits_where_they_fit(tmp_path, n_tokens, dtype):
         def lost_share(self, text, ids):
             return 0.0
 
-    dialogs = [dialog(turn("ab"))]
-    write_store(tmp_path / "cache", build_arrays({"train": dialogs, "valid": []}, LastIds()))
-    arrays = read_store(tmp_path / "cache")
-    assert arrays["tokens"].dtype == dtype
-    assert DialogSplit(arrays, "train")[0].history == [[n_tokens - 1] * 2]
+    store = build_arrays({"train": [dialog(turn("ab"))], "valid": []}, LastIds())
+    assert store.utterances.shards[0][2].dtype == dtype
+    assert DialogSplit(store, "train")[0].history == [[n_tokens - 1] * 2]
 
 
 def test_a_data_set_of_empty_utterances(tokenizer, tmp_path):

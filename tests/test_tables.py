@@ -91,7 +91,7 @@ def test_the_validation_part_by_any_of_its_names(tmp_path, name, layout):
 def test_a_test_part_is_evaluated_on_but_not_validated_on(tmp_path, caplog):
     write_parquet(tmp_path / "data" / "train.parquet", TRAIN)
     write_parquet(tmp_path / "data" / "test.parquet", VALID)
-    with caplog.at_level("INFO", "convai.data.formats"):
+    with caplog.at_level("INFO", "convai.data"):
         splits = find_source(str(tmp_path / "data")).load()
     assert splits["valid"][0] in TRAIN and "its test split is not used" in caplog.text
     assert load_for_evaluation(str(tmp_path / "data")) == (TRAIN, VALID)

@@ -10,8 +10,10 @@ from conftest import make_dialogs, tiny_model
 from ignite.engine import Engine
 
 from convai.data.batches import collate_trees
+from convai.data.build import build_arrays
+from convai.data.held_out import SPLITS
 from convai.data.inputs import InputBuilder
-from convai.data.store import SPLITS, DialogSplit, build_arrays
+from convai.data.store import DialogSplit
 from convai.options import TrainingOptions, training_parser
 from convai.training.trainer import Trainer, UpdateResult
 from convai.training.updates import TreeDataset, UpdateSampler, collate_update, length_sorted_batches

@@ -1,9 +1,12 @@
 """Dialogs in brief and their tokenized data, for the tests of what holds these."""
 
+from pathlib import Path
+
 import pytest
 from conftest import TEXTS
 
-from convai.data.store import DialogSplit, build_arrays
+from convai.data.build import build_arrays
+from convai.data.store import DialogSplit
 from convai.model.tokenization import train_vocabulary
 
 
@@ -23,8 +26,13 @@ def dialog(*utterances: dict, personality=()) -> dict:
 
 
 def in_memory(tokenizer, train: list[dict], valid=()) -> dict[str, DialogSplit]:
-    arrays = build_arrays({"train": train, "valid": list(valid)}, tokenizer)
-    return {name: DialogSplit(arrays, name) for name in ("train", "valid")}
+    store = build_arrays({"train": train, "valid": list(valid)}, tokenizer)
+    return {name: DialogSplit(store, name) for name in ("train", "valid")}
+
+
+def bytes_of(store: Path) -> dict[str, bytes]:
+    """The content of a store's files by name."""
+    return {path.name: path.read_bytes() for path in store.iterdir()}
 
 
 def assert_same_content(split: DialogSplit, dialogs: list[dict], tokenizer) -> None:

@@ -4,9 +4,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from convai.data.schema import Losses
+from convai.errors import UserError
 
 Row = dict[str, Any]
 Dialog = dict[str, Any]
+
+# Each reply has its history as a list, so memory grows with the square of a dialog's turns.
+MAX_TURNS = 2**13
+
+
+class TooManyTurns(UserError):
+    """A conversation with more turns than are read as one."""
 
 
 class Turn(NamedTuple):
@@ -35,6 +43,8 @@ def learned(persona: Sequence[str], turns: Sequence[Turn], losses: Losses) -> li
 
     The turns alternate, as `joined` returns them.
     """
+    if len(turns) > MAX_TURNS:
+        raise TooManyTurns(f"it has {len(turns):,} turns; part it into dialogs of {MAX_TURNS:,} at most.")
     texts = [turn.text for turn in turns]
     utterances = [{"history": texts[:n], "candidates": [turn.text]} for n, turn in enumerate(turns) if turn.is_own]
     if not utterances:

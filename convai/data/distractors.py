@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from convai.data.formats import DATA_SEED
+from convai.data.held_out import DATA_SEED
 from convai.data.same_reply import normalize_answer
 
 # Replies that `similar` chooses among, a drawn sample of larger data: some 100 MB, and a millisecond or two a look-up.

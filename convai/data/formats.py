@@ -1,40 +1,37 @@
 """Dialogs into the PersonaChat form: from JSON and CSV (json_text.py) or ParlAI text (parlai_text.py), one file or a
 train and valid pair, and from tables (tables.py). What they may hold is in schema.py, which layouts of rows in rows.py.
 
-All readers return `{"train": dialogs, "valid": dialogs}`. A dialog is `{"personality": [sentence, ...], "utterances":
-[{"history": [turn, ...], "candidates": [distractor, ..., gold reply]}, ...]}`; example_entry.py explains each key.
+All readers yield one dialog after the other with the name of its part. A dialog is `{"personality": [sentence, ...],
+"utterances": [{"history": [turn, ...], "candidates": [distractor, ..., gold reply]}, ...]}`; example_entry.py explains
+each key.
 """
 
 import hashlib
 import logging
 import os
-import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from convai.data import example_world
-from convai.data.compressed import has_ending, open_checked, read_data_text
-from convai.data.json_text import parse_csv, parse_json
-from convai.data.parlai_text import parse_parlai
+from convai.data.compressed import ByteStream, Meter, has_ending
+from convai.data.conversation import Dialog
+from convai.data.digests import KnownDigests
+from convai.data.held_out import SPLITS, Data, Plan, lone_part, plan_splits, with_held_out
+from convai.data.json_text import header_of_csv, read_csv, read_json
+from convai.data.parlai_text import read_parlai
 from convai.data.reading import AS_BY_DEFAULT, Reading
-from convai.data.schema import PART_NAMES
-from convai.data.sides import held_out_together
+from convai.data.schema import BYTE_ORDER_MARK, PART_NAMES, Strings
 from convai.data.tables import HUB_PREFIX, INSTALL_DATASETS, Tables, holds_parquet
+from convai.data.text_stream import lines_of_file
 from convai.data.weighted import EXAMPLE, PERSONACHAT, weighted_sources
 from convai.errors import UserError, argument
 from convai.io.download import fetch, is_url
 from convai.options import ReadingOptions
 
 PERSONACHAT_URL = "https://s3.amazonaws.com/datasets.huggingface.co/personachat/personachat_self_original.json"
-SPLITS = ("train", "valid")
-HELD_OUT_SHARE = 0.05
-# The data's own seed: which dialogs are held out must not change with --seed, or runs could not be compared.
-DATA_SEED = 42
 
-Dialog = dict[str, Any]
 PartDialog = tuple[str, Dialog | None]  # the name of a part and a dialog of it; None where there is such a part at all
 
 logger = logging.getLogger(__name__)
@@ -43,44 +40,78 @@ logger = logging.getLogger(__name__)
 class Source(ABC):
     """Where dialogs come from."""
 
+    def __init__(self) -> None:
+        self.meter = Meter()  # how far the reading is
+
     @abstractmethod
-    def digest(self) -> str:
+    def digest(self, known: KnownDigests | None = None) -> str:
         """Return a hash that changes when the data do."""
 
     @abstractmethod
-    def splits(self) -> dict[str, list[Dialog]]:
-        """Return the dialogs that are there under "train", "valid" and "test", or under "" where no part is named."""
+    def stream(self) -> Iterator[PartDialog]:
+        """Yield (part, None) for each part of the data, then (part, dialog) for its dialogs; raises UserError.
+
+        Parts are "train", "valid" and "test", or "" where none is named.
+        """
 
     @abstractmethod
     def place_of(self, split: str) -> str:
         """Return the file, folder or name of a split, for messages."""
 
-    def stream(self) -> Iterator[PartDialog]:
-        """Yield (part, None) for each part of the data, then (part, dialog) for its dialogs."""
-        for part, dialogs in self.splits().items():
-            yield part, None
-            yield from ((part, dialog) for dialog in dialogs)
+    def splits(self) -> dict[str, list[Dialog]]:
+        """Return the dialogs that `stream` yields, by part, all in memory."""
+        strings, splits = Strings(), dict[str, list[Dialog]]()
+        for part, dialog in self.stream():
+            dialogs = splits.setdefault(part, [])
+            if dialog is not None:
+                dialogs.append(_sharing(dialog, strings))
+        return {part: splits[part] for part in ("", *PART_NAMES) if part in splits}
 
     def load(self, split_needed: bool = True) -> dict[str, list[Dialog]]:
         """Return both splits, checked, a part of the dialogs held out where there is no valid; raises UserError.
 
         Where no split is needed, "valid" may be empty: a lone dialog is all in "train".
         """
-        splits = _with_held_out(self.place_of("train"), self.splits(), split_needed)
-        for name, dialogs in splits.items():
-            if not dialogs and (split_needed or name == "train"):
-                raise UserError(f"{self.place_of(name)}: the {name} split is empty; it needs at least one dialog.")
+        splits = with_held_out(self.place_of("train"), self.splits(), split_needed)
+        self._check_sizes({name: len(dialogs) for name, dialogs in splits.items()}, split_needed)
         return splits
+
+    def data(self, split_needed: bool = True) -> Data:
+        """Return what a store is built of, which has the splits that `load` returns."""
+
+        def plan(n_dialogs: Mapping[str, int], n_conversations: int) -> Plan:
+            n_lone = n_dialogs[lone_part(n_dialogs)] if set(n_dialogs) != {"test"} else 0
+            found = plan_splits(self.place_of("train"), n_dialogs, n_lone, n_conversations, split_needed)
+            if found.held_out is None:
+                self._check_sizes(n_dialogs, split_needed)
+            return found
+
+        self.meter.done = 0
+        return Data(self.place_of("train"), self.stream, plan, lambda: (self.meter.done, self.meter.total))
+
+    def _check_sizes(self, n_dialogs: Mapping[str, int], split_needed: bool) -> None:
+        for name in SPLITS:
+            if not n_dialogs[name] and (split_needed or name == "train"):
+                raise UserError(f"{self.place_of(name)}: the {name} split is empty; it needs at least one dialog.")
+
+
+def _sharing(dialog: Dialog, strings: Strings) -> Dialog:
+    """Have a dialog's lists hold the shared strings; return it."""
+    for texts in [dialog["personality"], *(u[key] for u in dialog["utterances"] for key in ("history", "candidates"))]:
+        texts[:] = [strings[text] for text in texts]
+    return dialog
 
 
 class ExampleSource(Source):
     """The embedded example set (`--dataset_path example`)."""
 
-    def digest(self) -> str:
+    def digest(self, known: KnownDigests | None = None) -> str:
         return hashlib.sha256(Path(example_world.__file__).read_bytes()).hexdigest()
 
-    def splits(self) -> dict[str, list[Dialog]]:
-        return example_world.example_dataset()
+    def stream(self) -> Iterator[PartDialog]:
+        for part, dialogs in example_world.example_dataset().items():
+            yield part, None
+            yield from ((part, dialog) for dialog in dialogs)
 
     def place_of(self, split: str) -> str:
         return "the example set"
@@ -92,19 +123,19 @@ class FileSource(Source):
     def __init__(self, paths: list[Path], options: ReadingOptions = AS_BY_DEFAULT):
         self.paths = paths
         self.options = options
+        self.meter = Meter(sum(path.stat().st_size for path in paths))
 
-    def digest(self) -> str:
+    def digest(self, known: KnownDigests | None = None) -> str:
         """Return a hash over the bytes of the files and their roles."""
-        total = hashlib.sha256()
-        for path in self.paths:
-            with open_checked(path) as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        return total.hexdigest()
+        known = known or KnownDigests()
+        return hashlib.sha256(b"".join(known.of(path) for path in self.paths)).hexdigest()
 
-    def splits(self) -> dict[str, list[Dialog]]:
-        if len(self.paths) == 2:
-            return {name: _only_split(path, name, self.options) for name, path in zip(SPLITS, self.paths, strict=True)}
-        return read_splits(self.paths[0], self.options)
+    def stream(self) -> Iterator[PartDialog]:
+        if len(self.paths) == 1:
+            yield from read_file(self.paths[0], self.options, self.meter)
+            return
+        for name, path in zip(SPLITS, self.paths, strict=True):
+            yield from _only_split(path, name, self.options, self.meter)
 
     def place_of(self, split: str) -> str:
         return str(self.paths[SPLITS.index(split) if len(self.paths) == 2 else 0])
@@ -114,13 +145,14 @@ class TableSource(Source):
     """A data set on the hub or a folder of .parquet files."""
 
     def __init__(self, dataset_path: str, options: ReadingOptions = AS_BY_DEFAULT):
+        super().__init__()
         self.tables = Tables(dataset_path, options)
 
-    def digest(self) -> str:
-        return self.tables.digest()
+    def digest(self, known: KnownDigests | None = None) -> str:
+        return self.tables.digest(known or KnownDigests())
 
-    def splits(self) -> dict[str, list[Dialog]]:
-        return self.tables.dialogs()
+    def stream(self) -> Iterator[PartDialog]:
+        yield from self.tables.dialogs(self.meter)
 
     def place_of(self, split: str) -> str:
         return self.tables.name
@@ -130,11 +162,18 @@ class MixtureSource(Source):
     """Several sources, the dialogs of each split one source after the other; weights are for training alone."""
 
     def __init__(self, dataset_path: str, sources: list[Source]):
+        super().__init__()
         self.name = dataset_path
         self.sources = sources
 
-    def digest(self) -> str:
-        return hashlib.sha256(" ".join(source.digest() for source in self.sources).encode()).hexdigest()
+    def digest(self, known: KnownDigests | None = None) -> str:
+        return hashlib.sha256(" ".join(source.digest(known) for source in self.sources).encode()).hexdigest()
+
+    def stream(self) -> Iterator[PartDialog]:
+        """Yield as Source.stream does; which dialogs are held out is known when all are read."""
+        for part, dialogs in self.load().items():
+            yield part, None
+            yield from ((part, dialog) for dialog in dialogs)
 
     def splits(self) -> dict[str, list[Dialog]]:
         return self.load()
@@ -216,14 +255,26 @@ def load_for_evaluation(
 
 def read_splits(path: Path, options: ReadingOptions = AS_BY_DEFAULT) -> dict[str, list[Dialog]]:
     """Read one file of any format; its splits by name, {"": dialogs} where the file names none."""
-    text, reading = read_data_text(path), Reading(path, options)
-    if has_ending(path, ".json") or text[:1000].lstrip().startswith(("{", "[")):
-        splits = parse_json(text, path, reading)
+    return FileSource([path], options).splits()
+
+
+def read_file(path: Path, options: ReadingOptions = AS_BY_DEFAULT, meter: Meter | None = None) -> Iterator[PartDialog]:
+    """Read one file of any format; yield as Source.stream does."""
+    reading = Reading(path, options, meter)
+    if has_ending(path, ".json") or _beginning(path).startswith((b"{", b"[")):
+        yield from read_json(path, reading)
     else:
-        rows = parse_csv(text, path, reading)
-        splits = {"": parse_parlai(text, path, reading)} if rows is None else rows
+        is_csv = header_of_csv(next((line for _, line in lines_of_file(path)), ""), path) is not None
+        yield "", None
+        yield from (("", dialog) for dialog in (read_csv if is_csv else read_parlai)(path, reading))
     reading.tell()
-    return splits
+
+
+def _beginning(path: Path) -> bytes:
+    stream = ByteStream(path)
+    beginning = stream.read(1000)
+    stream.close()
+    return beginning.removeprefix(BYTE_ORDER_MARK.encode()).lstrip()
 
 
 def _local(path_or_url: str) -> Path:
@@ -249,36 +300,16 @@ def _file_of_split(folder: Path, split: str) -> Path:
     raise UserError(f"{argument('dataset_path')}: {folder} has {problem} named {names}; name the pair as TRAIN,VALID.")
 
 
-def _only_split(path: Path, split: str, options: ReadingOptions) -> list[Dialog]:
-    """Return the dialogs of a file that stands for one split: its part of that name, or all it has."""
-    splits = read_splits(path, options)
-    if split not in splits and len(splits) > 1:
-        raise UserError(f"{path}: it has the splits {', '.join(splits)}, but no {split}.")
-    return splits[split] if split in splits else next(iter(splits.values()))
-
-
-def _with_held_out(path: str, splits: dict[str, list[Dialog]], split_needed: bool) -> dict[str, list[Dialog]]:
-    """Return train and valid; of a file that has no valid, 5 % of the dialogs are held out, drawn by seed."""
-    if all(name in splits for name in SPLITS):
-        return {name: splits[name] for name in SPLITS}
-    if splits.keys() == {"test"}:
-        raise UserError(f"{path}: it has a test part only, which is for evaluation; name it train to learn from it.")
-    whole, dialogs = next((name, splits[name]) for name in ("train", "", "valid") if name in splits)
-    if not dialogs:
-        raise UserError(f"{path}: the train split is empty; it needs at least two dialogs.")
-    conversations = held_out_together(dialogs)
-    if len(conversations) == 1 and not split_needed:
-        return {"train": dialogs, "valid": []}
-    if len(conversations) < 2:
-        raise UserError(f"{path}: a lone dialog cannot be split; give at least two, or TRAIN,VALID.")
-    n_held_out = max(1, round(HELD_OUT_SHARE * len(conversations)))
-    drawn = random.Random(DATA_SEED).sample(range(len(conversations)), n_held_out)
-    held_out = {i for number in drawn for i in conversations[number]}
-    missing = "train" if whole == "valid" else "valid"
-    unused = "; its test split is not used" if "test" in splits else ""
-    logger.info("%s has no %s split: %d of its %d dialogs are held out for valid%s", path, missing, len(held_out),
-                len(dialogs), unused)  # fmt: skip
-    return {
-        "train": [dialog for i, dialog in enumerate(dialogs) if i not in held_out],
-        "valid": [dialog for i, dialog in enumerate(dialogs) if i in held_out],
-    }
+def _only_split(path: Path, split: str, options: ReadingOptions, meter: Meter) -> Iterator[PartDialog]:
+    """Read a file that stands for one split: its part of that name, or all it has."""
+    chosen = None
+    for part, dialog in read_file(path, options, meter):
+        if chosen is None:
+            chosen = part
+            if part not in (split, ""):
+                parts = list(dict.fromkeys(name for name, _ in read_file(path, options)))
+                if split not in parts and len(parts) > 1:
+                    raise UserError(f"{path}: it has the splits {', '.join(parts)}, but no {split}.")
+                chosen = split if split in parts else part
+        if part == chosen:
+            yield split, dialog

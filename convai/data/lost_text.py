@@ -1,6 +1,7 @@
 """Text that a vocabulary cannot spell: counted over the utterances of a data set, and said in one sentence."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from convai.model.tokenization import DialogTokenizer
 
@@ -34,6 +35,16 @@ class LostText:
         for text in dict.fromkeys(texts):
             self.add(text, self.tokenizer.encode(text))
         return self
+
+    def counts(self) -> dict[str, Any]:
+        """Return what was counted, which `join` takes."""
+        return {name: value for name, value in vars(self).items() if name != "tokenizer"}
+
+    def join(self, counts: Mapping[str, Any]) -> None:
+        """Add what was counted of utterances that come after these."""
+        for name, value in counts.items():
+            before = getattr(self, name)
+            setattr(self, name, before + value if isinstance(value, int) else before or value)
 
     def sentence(self) -> str:
         """Return one line that says how much was lost, with an example of each kind; "" where nothing was."""

@@ -19,9 +19,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from convai.data.compressed import Meter
+from convai.data.conversation import MAX_TURNS
 from convai.data.reading import Reading
 from convai.data.same_reply import is_gold
 from convai.data.schema import Losses, key_meant
+from convai.data.text_stream import MAX_DIALOG_BYTES, lines_of_file, too_large
 from convai.errors import UserError
 
 _NUMBERED_LINE = re.compile(r"(\d{1,9}) (.*)")
@@ -45,43 +48,52 @@ class _Message(NamedTuple):
     offered: list[str]  # candidates, with or without the replies
 
 
-def parse_parlai(text: str, path: Path, reading: Reading) -> list[dict[str, Any]]:
-    """Return the dialogs of a text in either format, told apart by its first line; UserError names file and line.
+def read_parlai(path: Path, reading: Reading) -> Iterator[dict[str, Any]]:
+    """Yield the dialogs of a text in either format, told apart by its first line; UserError names file and line.
 
     Where bad rows are skipped, that is the whole dialog of a line with a fault.
     """
-    lines = [(n, line.rstrip("\r")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    is_named = bool(lines and _NAMED_LINE.match(lines[0][1]))
-    has_candidates = any(any(field.strip() for field in line.split("\t")[3:4]) for _, line in lines)
+    first = next((line for _, line in _lines(path, None)), "")
+    is_named = bool(_NAMED_LINE.match(first))
+    # Whether a bar parts alternatives or is text is known when the whole file has been seen.
+    has_candidates = not is_named and any(
+        line.count("\t") > 2 and line.split("\t")[3].strip() for _, line in _lines(path, None)
+    )
 
     def dialog_of(reading: Reading, lines: Sequence[Line]) -> list[dict[str, Any]]:
         if is_named:
             return list(_dialogs(_named_messages(lines, path, reading.losses), path, reading.losses))
         return list(_dialogs(_numbered_messages(lines, path, reading.losses, has_candidates), path, reading.losses))
 
-    dialogs = []
-    for one in _lines_of_dialogs(lines, is_named):
-        found = reading.attempt(dialog_of, one)
-        reading.n_read += found is not None
-        dialogs += found or []
-    return dialogs
+    for one in _lines_of_dialogs(_lines(path, reading.meter), is_named, path):
+        if (found := reading.attempt(dialog_of, one)) is not None:
+            reading.n_read += 1
+            yield from found
 
 
-def _lines_of_dialogs(lines: Iterable[Line], is_named: bool) -> Iterator[list[Line]]:
+def _lines(path: Path, meter: Meter | None) -> Iterator[Line]:
+    return ((n, line.rstrip("\r")) for n, line in lines_of_file(path, meter) if line.strip())
+
+
+def _lines_of_dialogs(lines: Iterable[Line], is_named: bool, path: Path) -> Iterator[list[Line]]:
     """Yield the lines of each dialog; one without a number belongs to the dialog that it stands in."""
     group: list[Line] = []
     previous: int | None = None
+    n_bytes = 0
     for n_line, line in lines:
         if not is_named and (match := _NUMBERED_LINE.fullmatch(line)):
             # A number that is no higher starts a new dialog.
             if group and previous is not None and int(match[1]) <= previous:
                 yield group
-                group = []
+                group, n_bytes = [], 0
             previous = int(match[1])
         group.append((n_line, line))
+        n_bytes += len(line) * (1 if line.isascii() else 4)
+        if n_bytes > MAX_DIALOG_BYTES or len(group) > MAX_TURNS:
+            raise too_large(f"{path}: the dialog that begins at line {group[0][0]}")
         if is_named and _LAST_LINE.search(line):
             yield group
-            group = []
+            group, n_bytes = [], 0
     if group:
         yield group
 

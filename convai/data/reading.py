@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from convai.data.compressed import Meter
 from convai.data.schema import KeyCheck, Losses, logger
 from convai.errors import UserError
 from convai.options import ReadingOptions
@@ -17,8 +18,10 @@ AS_BY_DEFAULT = ReadingOptions()
 class Reading:
     """Counts what a file holds that is unknown, lost or at fault, while its rows are read one after the other."""
 
-    def __init__(self, where: Path | str, options: ReadingOptions = AS_BY_DEFAULT):
+    def __init__(self, where: Path | str, options: ReadingOptions = AS_BY_DEFAULT, meter: Meter | None = None):
+        """`meter`, if any, is told how far the reading is."""
         self.where = where
+        self.meter = meter
         self.options = options
         self.keys = KeyCheck(where)
         self.losses = Losses()

@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convai.data.conversation import Dialog, Row, Turn, joined, learned
+from convai.data.conversation import Dialog, Row, TooManyTurns, Turn, joined, learned
 from convai.data.messages import read_messages, read_sharegpt
 from convai.data.preferences import read_preferences
 from convai.data.reading import Reading
+from convai.data.replies import Replies
 from convai.data.schema import check_dialog, check_strings, key_meant, kind_of, one_by_one
 from convai.data.sides import CONVERSATION, PERSONAS, read_sides
 from convai.errors import UserError, argument
@@ -65,12 +66,15 @@ def read_rows(rows: Iterable[tuple[str, Any]], reading: Reading, layout: Layout 
         found = layout or layout_of_rows(row)
         if found is None:
             raise unknown_layout(row, place)
-        dialogs = found.read(reading, place, row)
+        try:
+            dialogs = found.read(reading, place, row)
+        except TooManyTurns as error:
+            raise UserError(f"{place}: {error}") from error
         layout = found  # not of a row with a fault, which may be of another layout
         return dialogs
 
-    replies: dict[Any, list[Row]] = {}
-    for number, (place, row) in enumerate(rows):
+    replies: Replies | None = None
+    for place, row in rows:
         found = reading.attempt(of_one, place, row)
         if found is None:
             continue
@@ -78,9 +82,11 @@ def read_rows(rows: Iterable[tuple[str, Any]], reading: Reading, layout: Layout 
         if layout is not REPLY_LAYOUT:
             yield from found
             continue
-        conversation = row.get("conv_id")
-        replies.setdefault(("row", number) if conversation is None else conversation, []).extend(found)
-    yield from map(_joined_replies, replies.values())
+        replies = replies or Replies()
+        for reply in found:
+            replies.add(reply)
+    if replies is not None:
+        yield from map(_joined_replies, replies.conversations())
 
 
 def _read_dialog(reading: Reading, place: str, row: Row) -> list[Dialog]:
@@ -115,8 +121,7 @@ def _read_reply(reading: Reading, place: str, row: Row) -> list[Row]:
 
 
 def _joined_replies(replies: list[Row]) -> Dialog:
-    """Return the dialog that its rows of one reply each make up; one without `utterance_idx` comes first."""
-    replies.sort(key=lambda row: row.get("utterance_idx") or 0)
+    """Return the dialog that its rows of one reply each, in their order, make up."""
     utterances = [{"history": row["history"], "candidates": row["candidates"]} for row in replies]
     persona: list[str] = next((row["personality"] for row in replies if row.get("personality")), [])
     return {"personality": persona, "utterances": utterances}

@@ -177,7 +177,9 @@ def one_by_one(objects: Any) -> Any:
 def kind_of(value: Any) -> str:
     """Return what kind of JSON value this is, in words."""
     names = {type(None): "missing or null", dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return names.get(type(value), "a number")
+    if type(value) in names:
+        return names[type(value)]
+    return "a number" if isinstance(value, int | float) else type(value).__name__  # a table may hold bytes or times
 
 
 def _quoted(names: Iterable[str]) -> str:

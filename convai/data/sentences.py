@@ -15,7 +15,7 @@ def split_sentences(text: str) -> list[str]:
 def _split(text: str) -> list[str]:
     splitter = _splitter()
     sentences = [str(sentence) for sentence in splitter(cut_overlong_words(text)).sents]
-    if len(splitter.vocab) > MAX_WORDS:
+    if len(splitter.vocab.strings) > MAX_WORDS:
         _splitter.cache_clear()
     return sentences
 

@@ -5,7 +5,6 @@ user 1 personas,user 2 personas,Best Generated Conversation
 """
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from convai.data.conversation import Dialog, Row, Turn, joined, learned, lines_of
@@ -42,14 +41,6 @@ def read_sides(reading: Reading, place: str, row: Row) -> list[Dialog]:
             side.conversation = place
             dialogs.append(side)
     return dialogs
-
-
-def held_out_together(dialogs: Sequence[Dialog]) -> list[list[int]]:
-    """Return the numbers of the dialogs, those of one conversation together, in their order."""
-    groups: dict[Any, list[int]] = {}
-    for number, dialog in enumerate(dialogs):
-        groups.setdefault(getattr(dialog, "conversation", number), []).append(number)
-    return list(groups.values())
 
 
 def _text(row: Row, key: str, place: str) -> str:

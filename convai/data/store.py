@@ -1,40 +1,35 @@
-"""The tokenized data set: each unique utterance once, in flat arrays that are memory-mapped from one file.
+"""The tokenized data set: a folder of files that are memory-mapped, with each unique utterance once.
 
-The file is a safetensors file, so it holds no code and opens in milliseconds. Arrays, for U utterances and, in each
-split S, D dialogs and E examples (replies to predict):
+    store.json                       the format, every file's size and checksum, and a notice on lost text
+    tokens-000000.bin, ...           shards of the utterances: their token ids and text classes (see tokenizing)
+    train.dialog.bin, ...            the arrays of the splits: which utterances make up which example (see indexing)
 
-    tokens (n_tokens,), utterance_ends (U,)   the token ids of all utterances, one after the other
-    text_class (U,)                           equal numbers: one reply by ParlAI's text rule (same_reply)
-    notice (n,)                               UTF-8: what is to be said of text that the vocabulary cannot spell
-    S.persona (n,), S.persona_ends (D,)       utterance numbers of the persona sentences, dialog after dialog
-    S.turns (n,)                              utterance numbers of what was said, dialog after dialog
-    S.dialog (E,)                             the dialog that an example belongs to
-    S.history_start, S.history_end (E,)       an example's history is turns[start:end]
-    S.candidates (n,), S.candidate_ends (E,)  utterance numbers of its candidate replies, the gold last; none of the
-                                              others is the gold once more, as text or as tokens
+Whether a file is there and as long as it should be is checked at each opening; its checksum when it was written and
+whenever it was changed since, as its time says: so a store opens in milliseconds at any size. How a store is made: see
+build.
 """
 
+import json
 import logging
 import os
 import zlib
-from array import array
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from convai.data.distractors import Decode, Draw, draw_at_random, drawing
-from convai.data.formats import SPLITS, Dialog
-from convai.data.lost_text import LostText
-from convai.data.same_reply import normalize_answer
-from convai.io.files import atomic_write
-from convai.model.tokenization import DialogTokenizer
+from convai.data.held_out import SPLITS
+from convai.data.indexing import DTYPES, Arrays, index_path
+from convai.data.tokenizing import shard_path
+from convai.io.files import write_text
 
-FORMAT_VERSION = 2
-_SPLIT_ARRAYS = ("persona", "persona_ends", "turns", "dialog", "history_start", "history_end", "candidates",
-                 "candidate_ends")  # fmt: skip
+FORMAT_VERSION = 3
+_MANIFEST = "store.json"
+_BLOCK_BYTES = 2**20
 
 # Data without candidates get so many drawn ones in validation: as many as PersonaChat offers beside the gold.
 N_VALIDATION_DISTRACTORS = 19
@@ -45,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class CorruptStore(Exception):
-    """A store file that is truncated, damaged or of another format."""
+    """A store that is incomplete, damaged or of another format."""
 
 
 class Example(NamedTuple):
@@ -54,6 +49,38 @@ class Example(NamedTuple):
     persona: list[TokenIds]
     history: list[TokenIds]
     candidates: list[TokenIds]
+
+
+class Utterances:
+    """The token ids of all utterances, by number."""
+
+    def __init__(self, shards: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]):
+        """`shards` are (ends, text_class, tokens) each."""
+        self.shards = shards
+        self._starts = [0, *accumulate(len(ends) for ends, _, _ in shards)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def ids(self, number: int) -> TokenIds:
+        """Return the token ids of one utterance."""
+        shard = bisect_right(self._starts, number) - 1
+        ends, _, tokens = self.shards[shard]
+        ids: TokenIds = _slice(tokens, ends, number - self._starts[shard]).tolist()
+        return ids
+
+    def text_class(self, number: int) -> int:
+        """Return a number that is the same for replies which are the same one by the text rule (see same_reply)."""
+        shard = bisect_right(self._starts, number) - 1
+        return int(self.shards[shard][1][number - self._starts[shard]])
+
+
+class Store(NamedTuple):
+    """All that a store holds."""
+
+    utterances: Utterances
+    splits: dict[str, Arrays]
+    notice: str  # what is to be said of text that the vocabulary cannot spell
 
 
 class DialogSplit(Sequence[Example]):
@@ -68,13 +95,12 @@ class DialogSplit(Sequence[Example]):
     _candidates: np.ndarray
     _candidate_ends: np.ndarray
 
-    def __init__(self, arrays: dict[str, np.ndarray], name: str):
+    def __init__(self, store: Store, name: str):
         self.name = name
-        self._tokens, self._utterance_ends = arrays["tokens"], arrays["utterance_ends"]
-        self._text_class = arrays["text_class"]
+        self._utterances = store.utterances
+        for key, values in store.splits[name].items():
+            setattr(self, f"_{key}", values)
         self._draw: Draw = draw_at_random
-        for key in _SPLIT_ARRAYS:
-            setattr(self, f"_{key}", arrays[f"{name}.{key}"])
 
     def __len__(self) -> int:
         return len(self._dialog)
@@ -112,8 +138,7 @@ class DialogSplit(Sequence[Example]):
 
     def utterance(self, number: int) -> TokenIds:
         """Return the token ids of one utterance."""
-        ids: TokenIds = _slice(self._tokens, self._utterance_ends, number).tolist()
-        return ids
+        return self._utterances.ids(number)
 
     def draw_distractors(self, index: int, n: int) -> list[int]:
         """Return `n` examples whose gold replies are to distract in this one; fewer where need be. See distractors."""
@@ -142,150 +167,112 @@ class DialogSplit(Sequence[Example]):
 
     def identity(self, number: int) -> set[Any]:
         """Return what two utterances share where they count as the same reply: their tokens, or the text's class."""
-        return {tuple(self.utterance(number)), int(self._text_class[number])}
+        return {tuple(self.utterance(number)), self._utterances.text_class(number)}
 
 
 def _slice(values: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:
     return values[ends[index - 1] if index else 0 : ends[index]]
 
 
-def open_or_build(
-    path: Path | None, tokenizer: DialogTokenizer, load_dialogs: Callable[[], dict[str, list[Dialog]]]
-) -> dict[str, DialogSplit]:
-    """Return the splits from the store at `path`, building it from `load_dialogs()` where there is none that is sound.
+def write_manifest(folder: Path, shards: Sequence[Any], checksums: dict[str, int], dtype: type, notice: str) -> None:
+    """Describe what lies in a store's folder, which makes it one.
 
-    A damaged file is rebuilt with a warning. Where the folder cannot be written the data stay in memory.
+    `shards` are tokenizing.Shard, `checksums` those of all files by name. Raises OSError.
     """
-    arrays = None
-    if path is not None and os.path.exists(path):
+    files = {name: [(folder / name).stat().st_size, checksum] for name, checksum in sorted(checksums.items())}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "token_bits": 8 * np.dtype(dtype).itemsize,
+        "shards": [[shard.n_utterances, shard.n_tokens] for shard in shards],
+        "files": files,
+        "notice": notice,
+    }
+    write_text(folder / _MANIFEST, json.dumps(content | {"checksum": _checksum(content)}, indent=0) + "\n")
+
+
+def open_store(folder: Path) -> Store:
+    """Memory-map a store; CorruptStore where it is incomplete, altered or of another version."""
+    manifest = _read_manifest(folder)
+    _check_files(folder, manifest["files"])
+    dtype = np.uint16 if manifest["token_bits"] == 16 else np.uint32
+    shards = []
+    for number, (n_utterances, n_tokens) in enumerate(manifest["shards"]):
+        content = _mapped(shard_path(folder, number))
+        parts = np.split(content, [8 * n_utterances, 16 * n_utterances])
+        if len(parts[2]) != n_tokens * np.dtype(dtype).itemsize:
+            raise CorruptStore("its parts do not fit together")
+        shards.append((parts[0].view(np.int64), parts[1].view(np.uint64), parts[2].view(dtype)))
+    splits = {
+        split: {name: _mapped(index_path(folder, split, name)).view(dtype) for name, dtype in DTYPES.items()}
+        for split in SPLITS
+    }
+    return Store(Utterances(shards), splits, manifest["notice"])
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        checksum = manifest.pop("checksum")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptStore(f"unreadable: {error}") from error
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise CorruptStore("it is of another format")
+    if checksum != _checksum(manifest):
+        raise CorruptStore(f"the checksum of {_MANIFEST} differs")
+    return dict(manifest)
+
+
+def _checksum(content: dict[str, Any]) -> int:
+    """CRC-32, as of the other files: it guards against damage, not malice."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _check_files(folder: Path, files: dict[str, list[int]]) -> None:
+    """Raise CorruptStore where a file is missing or not what was written.
+
+    Checksums are computed of files that are not older than store.json, which is written last: such a file was changed
+    or copied. Where all are right, store.json is made the latest again.
+    """
+    changed = []
+    try:
+        written = (folder / _MANIFEST).stat().st_mtime_ns
+        for name, (size, checksum) in files.items():
+            found = (folder / name).stat()
+            if found.st_size != size:
+                raise CorruptStore(f"{name} has {found.st_size} bytes instead of {size}")
+            if found.st_mtime_ns >= written:
+                changed.append((name, checksum))
+        for name, checksum in changed:
+            if checksum_of(folder / name) != checksum:
+                raise CorruptStore(f"the checksum of {name} differs")
+    except OSError as error:
+        raise CorruptStore(f"unreadable: {error}") from error
+    if changed:
         try:
-            arrays = read_store(path)
-        except CorruptStore as error:
-            logger.warning("the token cache %s is damaged (%s); building it again", path, error)
-    if arrays is None:
-        arrays = build_arrays(load_dialogs(), tokenizer)
-        if path is not None:
-            try:
-                write_store(path, arrays)
-                arrays = read_store(path)
-            except (OSError, CorruptStore) as error:
-                logger.warning("the token cache %s cannot be used (%s); the data stay in memory this time", path, error)
-    if len(arrays["notice"]):  # as true of the data that come from a cache
-        logger.warning("%s", arrays["notice"].tobytes().decode())
-    return {name: DialogSplit(arrays, name) for name in SPLITS}
+            os.utime(folder / _MANIFEST)
+        except OSError:  # of another user, or on a medium that is only read: the next opening checks again
+            return
 
 
-def build_arrays(splits: dict[str, list[Dialog]], tokenizer: DialogTokenizer) -> dict[str, np.ndarray]:
-    """Tokenize the dialogs of all splits, each unique utterance once, into the arrays described above."""
-    numbers: dict[str, int] = {}
-    arrays = {}
-    for name, dialogs in splits.items():
-        for key, values in _index_split(dialogs, numbers).items():
-            arrays[f"{name}.{key}"] = np.asarray(values, dtype=np.int32)
-    # Ids fit 16 bits for GPT (40,483) and GPT-2 (50,262); larger vocabularies take 32.
-    tokens = array("H" if len(tokenizer) <= 2**16 else "I")
-    ends, lost = array("q"), LostText(tokenizer)
-    text_class, token_class = _Classes(), _Classes()
-    for text in tqdm(numbers, desc="tokenizing", unit=" utterances", disable=None, leave=False):
-        ids = tokenizer.encode(text)
-        tokens.extend(ids)
-        ends.append(len(tokens))
-        text_class.add(" ".join(normalize_answer(text)))
-        token_class.add(tuple(ids))
-        lost.add(text, ids)
-    arrays["tokens"], arrays["utterance_ends"] = np.asarray(tokens), np.asarray(ends)
-    arrays["text_class"] = text_class.numbers()
-    arrays["notice"] = np.frombuffer(lost.sentence().encode(), dtype=np.uint8)
-    for name in splits:
-        _drop_twins(arrays, name, text_class.numbers(), token_class.numbers())
-    return arrays
+def checksum_of(path: Path) -> int:
+    """Return the CRC-32 of a file. Raises OSError."""
+    total = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            total = zlib.crc32(block, total)
+    return total
 
 
-class _Classes:
-    """Numbers items one after the other, equal ones with the same number."""
-
-    def __init__(self) -> None:
-        self._number_of: dict[Any, int] = {}
-        self._numbers = array("i")
-
-    def add(self, item: Any) -> None:
-        self._numbers.append(self._number_of.setdefault(item, len(self._number_of)))
-
-    def numbers(self) -> np.ndarray:
-        return np.array(self._numbers, dtype=np.int32)
-
-
-def _drop_twins(arrays: dict[str, np.ndarray], split: str, *classes: np.ndarray) -> None:
-    """Leave out the candidates of each example that are in a class with its gold; `classes` (U,) number utterances."""
-    candidates, ends = arrays[f"{split}.candidates"], arrays[f"{split}.candidate_ends"]
-    n_candidates = np.diff(ends, prepend=0)
-    gold = np.repeat(candidates[ends - 1], n_candidates)  # each candidate's
-    is_kept = np.ones(len(candidates), dtype=bool)
-    for numbers in classes:
-        is_kept &= numbers[candidates] != numbers[gold]
-    is_kept[ends - 1] = True
-    arrays[f"{split}.candidates"] = candidates[is_kept]
-    arrays[f"{split}.candidate_ends"] = np.cumsum(is_kept, dtype=np.int32)[ends - 1]
-
-
-def _index_split(dialogs: list[Dialog], numbers: dict[str, int]) -> dict[str, "array[int]"]:
-    """Turn one split's strings into utterance numbers, giving new strings the next number in `numbers`."""
-
-    def number(texts: list[str]) -> list[int]:
-        return [numbers.setdefault(text, len(numbers)) for text in texts]
-
-    arrays = {key: array("i") for key in _SPLIT_ARRAYS}
-    for d, dialog in enumerate(dialogs):
-        arrays["persona"].extend(number(dialog["personality"]))
-        arrays["persona_ends"].append(len(arrays["persona"]))
-        start = len(arrays["turns"])
-        said: list[int] = []
-        for utterance in dialog["utterances"]:
-            history = number(utterance["history"])
-            if history[: len(said)] != said:  # usually each history continues the one before and shares its turns
-                start, said = len(arrays["turns"]), []
-            arrays["turns"].extend(history[len(said) :])
-            said = history
-            arrays["dialog"].append(d)
-            arrays["history_start"].append(start)
-            arrays["history_end"].append(start + len(history))
-            arrays["candidates"].extend(number(utterance["candidates"]))
-            arrays["candidate_ends"].append(len(arrays["candidates"]))
-    return arrays
-
-
-def write_store(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the arrays to `path` in one step: a reader sees the whole file or none. Raises OSError."""
-    from safetensors.numpy import save
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = save(arrays, metadata={"format_version": str(FORMAT_VERSION), "checksum": _checksum(arrays)})
-    with atomic_write(path, durable=True) as temporary:
-        temporary.write_bytes(content)
-
-
-def read_store(path: Path) -> dict[str, np.ndarray]:
-    """Memory-map the arrays of a store file; CorruptStore where it is truncated, altered or of another version."""
-    from safetensors import SafetensorError, safe_open
+def _mapped(path: Path) -> np.ndarray:
+    """Return the bytes of a file, memory-mapped."""
+    import torch
 
     try:
-        # Opened for torch because safetensors maps files into memory for it, but copies them for NumPy.
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format_version") != str(FORMAT_VERSION):
-                raise CorruptStore("it is of another format")
-            arrays = {key: file.get_tensor(key).numpy() for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        if not size:
+            return np.empty(0, dtype=np.uint8)
+        # NumPy's own maps would each keep the file open, and a process may have only so many open.
+        content: np.ndarray = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+        return content
+    except (OSError, RuntimeError) as error:
         raise CorruptStore(f"unreadable: {error}") from error
-    if metadata.get("checksum") != _checksum(arrays):
-        raise CorruptStore("its checksum differs")
-    return arrays
-
-
-def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    """CRC-32 over all arrays by name: it guards against damage, not malice, and runs at gigabytes a second."""
-    total = 0
-    for key in sorted(arrays):
-        total = zlib.crc32(f"{key} {arrays[key].dtype}".encode(), total)
-        total = zlib.crc32(np.ascontiguousarray(arrays[key]).view(np.uint8).data, total)
-    return f"{total:08x}"

@@ -10,20 +10,25 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from convai.data.conversation import Dialog
+from convai.data.compressed import Meter
+from convai.data.conversation import Dialog, Row
+from convai.data.digests import KnownDigests
+from convai.data.json_stream import without_marks
 from convai.data.reading import AS_BY_DEFAULT, Reading
 from convai.data.rows import DIALOG_LAYOUT, layout_of_rows, place_of_row, read_rows, unknown_layout
-from convai.data.schema import Strings, name_parts, part_of_name
+from convai.data.schema import name_parts, part_of_name
 from convai.errors import UserError, argument, one_line
 from convai.options import ReadingOptions
 
 HUB_PREFIX = "hub:"
 # From 4.0 on the package reads no scripts out of data sets, so no foreign code is run.
 INSTALL_DATASETS = "pip install 'datasets>=4'"
+_N_ROWS = 100  # that are in memory at once
 
 logger = logging.getLogger(__name__)
 
@@ -46,31 +51,45 @@ class Tables:
                             "file.") from error  # fmt: skip
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
         try:
-            return datasets.load_dataset(self.name.removeprefix(HUB_PREFIX), **_files_by_part(self.name))
+            return _loaded(datasets, self.name.removeprefix(HUB_PREFIX), _files_by_part(self.name))
         except Exception as error:  # of the hub, of the disk, of damaged files: there is no common class
             reason = one_line(str(error).split("\n\n")[0]) or type(error).__name__
             raise UserError(f"{argument('dataset_path')} {self.name} cannot be read: {reason.rstrip('.')}. Check the "
                             "name and the network, or give a local file or folder.") from error  # fmt: skip
 
-    def digest(self) -> str:
+    def digest(self, known: KnownDigests) -> str:
         """Return a hash over the content of all splits."""
         total = hashlib.sha256()
         for name, table in sorted(self._splits.items()):
             total.update(name.encode())
             for file in table.cache_files:
-                with open(file["filename"], "rb") as content:
-                    total.update(hashlib.file_digest(content, "sha256").digest())
+                total.update(known.of(Path(file["filename"])))
         return total.hexdigest()
 
-    def dialogs(self) -> dict[str, list[Dialog]]:
-        """Return the dialogs of "train", "valid" and "test", as far as they are there; of a lone other part as ""."""
+    def dialogs(self, meter: Meter) -> Iterator[tuple[str, Dialog | None]]:
+        """Yield (part, None) and then (part, dialog) for "train", "valid" and "test", as far as they are there.
+
+        A lone part of another name is "".
+        """
         splits = dict(self._splits)
         is_lone = len(splits) == 1 and not any(map(part_of_name, splits))
         tables = {"": next(iter(splits.values()))} if is_lone else name_parts(splits, self.name)
-        reading = Reading(self.name, self.options)
-        dialogs = {split: _read(table, split, reading) for split, table in tables.items()}
+        meter.done, meter.total = 0, sum(map(len, tables.values()))
+        reading = Reading(self.name, self.options, meter)
+        for part, table in tables.items():
+            yield part, None
+            yield from ((part, dialog) for dialog in _read(table, part, reading))
         reading.tell()
-        return dialogs
+
+
+def _loaded(datasets: Any, name: str, files: dict[str, Any]) -> Any:
+    try:
+        # Else whole row groups are in memory, and a first one without rows is an error.
+        return datasets.load_dataset(name, batch_size=_N_ROWS, **files)
+    except (TypeError, ValueError) as error:
+        if "batch_size" not in str(error):
+            raise
+        return datasets.load_dataset(name, **files)  # of files of other kinds, which lie in batches
 
 
 def holds_parquet(folder: str) -> bool:
@@ -95,11 +114,32 @@ def _files_by_part(name: str) -> dict[str, dict[str, list[str]]]:
     return {"data_files": parts} if "eval" in words else {}
 
 
-def _read(table: Any, split: str, reading: Reading) -> list[Dialog]:
+def _read(table: Any, split: str, reading: Reading) -> Iterator[Dialog]:
     layout = layout_of_rows(table.column_names)
     if layout is None:
         raise unknown_layout(table.column_names, reading.where)
-    strings = Strings()
     kind = "dialog" if layout is DIALOG_LAYOUT else "row"
-    rows = ((place_of_row(reading.where, split, n, kind), strings.share(row)) for n, row in enumerate(table))
-    return list(read_rows(rows, reading, layout))
+
+    def rows() -> Iterator[tuple[str, Row]]:
+        for number, row in enumerate(_rows(table)):
+            if reading.meter:
+                reading.meter.done += 1
+            yield place_of_row(reading.where, split, number, kind), without_marks(row)
+
+    yield from read_rows(rows(), reading, layout)
+
+
+def _rows(table: Any) -> Iterator[Row]:
+    """Yield the rows of a table, whose files are read from the first batch to the last.
+
+    A table maps its files into memory, where what was read counts as used.
+    """
+    import pyarrow
+
+    for file in table.cache_files:
+        with pyarrow.OSFile(file["filename"]) as content:
+            for batch in pyarrow.ipc.open_stream(content):
+                for start in range(0, len(batch), _N_ROWS):
+                    yield from batch.slice(start, _N_ROWS).to_pylist()
+    if not table.cache_files:
+        yield from table

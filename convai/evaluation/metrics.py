@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from convai.data.formats import Dialog
+from convai.data.conversation import Dialog
 from convai.data.same_reply import is_gold, normalize_answer
 from convai.data.store import TokenIds
 from convai.dialog.agent import Context, DialogAgent

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from convai.data.formats import Dialog, load_each_for_evaluation
+from convai.data.build import build_arrays
+from convai.data.conversation import Dialog
+from convai.data.formats import load_each_for_evaluation
 from convai.data.lost_text import LostText
 from convai.data.same_reply import without_twins
-from convai.data.store import N_VALIDATION_DISTRACTORS, DialogSplit, build_arrays
+from convai.data.store import N_VALIDATION_DISTRACTORS, DialogSplit
 from convai.dialog.agent import Context, DialogAgent
 from convai.errors import NoFigure, argument
 from convai.evaluation.metrics import (

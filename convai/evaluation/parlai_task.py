@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from convai.data.formats import Dialog
+from convai.data.conversation import Dialog
 from convai.data.parlai_text import take_persona
 from convai.dialog.agent import DialogAgent
 from convai.errors import NoFigure, UserError

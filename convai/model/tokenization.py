@@ -28,6 +28,8 @@ SENTENCE_MARKS = ".,;:!?"  # words of their own in ConvAI2's dictionary
 _BYTE_LEVEL_SPACES = "ĉĊċČčĠ"  # how GPT-2's vocabulary writes a tab, line breaks and a space
 LEADING_SPACES = {"prefix_space": True, "no_prefix_space": False}  # --tokenization's names for GPT-2
 
+_MAX_WORDS = 2**16  # whose ids are kept: a text of gigabytes has millions
+
 Ids = dict[str, int]
 Merges = list[tuple[str, str]]
 
@@ -148,7 +150,13 @@ class DialogTokenizer(ABC):
     @property
     def fingerprint(self) -> str:
         """A hash of all that decides which ids a text gets: two tokenizers with the same one can share a cache."""
-        content = [sorted(self.vocab.items()), self.merges, sorted(self.special_ids.items()), self._description()]
+        content = [self._vocabulary_digest, self._description()]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @cached_property
+    def _vocabulary_digest(self) -> str:
+        names = sorted(self.vocab)
+        content = [names, [self.vocab[name] for name in names], self.merges, sorted(self.special_ids.items())]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
@@ -189,6 +197,8 @@ class GptTokenizer(DialogTokenizer):
         for word in self._split(text):
             word_ids = self._ids_of_word.get(word)
             if word_ids is None:
+                if len(self._ids_of_word) >= _MAX_WORDS:
+                    self._ids_of_word.clear()
                 word_ids = self._ids_of_word[word] = [token.id for token in self._bpe.tokenize(word)]
             ids += word_ids
         return ids

@@ -14,7 +14,8 @@ from tokenizers import normalizers, pre_tokenizers
 from convai.errors import UserError, argument
 
 PRE_TOKENIZATIONS = ("spacy", "bert")
-MAX_WORDS = 300_000  # that spaCy, which keeps every one that it has met, may have met before it starts anew
+MAX_WORDS = 2**16  # that spaCy, which keeps every one that it has met, may have met before it starts anew
+_LONGEST_KEPT = 64  # characters: long ones are rare, and would fill memory
 
 # Decoding undoes the spaces that word splitting put before punctuation and contractions: "do n't"; by bert "don ' t".
 _SPACE_BEFORE_PUNCTUATION = re.compile(r" (?=[.?!,])")
@@ -41,7 +42,7 @@ def _split_as_pretrained(text: str) -> list[str]:
     text = standardize_text(text if is_sound else _fix_text(text))
     chunks = text.split(" ")
     # Plain words and marks split the same wherever they stand, and the same ones come again and again.
-    if all(map(_is_plain, chunks)):
+    if max(map(len, chunks)) <= _LONGEST_KEPT and all(map(_is_plain, chunks)):
         return [word for chunk in chunks for word in _split_chunk(chunk)]
     return _split_by_spacy(text)
 
@@ -52,12 +53,12 @@ def _fix_text(text: str) -> str:
     return fix_text(text)
 
 
-@lru_cache(maxsize=2**17)
+@lru_cache(maxsize=2**16)
 def _is_plain(chunk: str) -> bool:
     return bool(_PLAIN_CHUNK.fullmatch(chunk))
 
 
-@lru_cache(maxsize=2**17)
+@lru_cache(maxsize=2**16)
 def _split_chunk(chunk: str) -> list[str]:
     return _split_by_spacy(chunk)
 
@@ -66,7 +67,7 @@ def _split_by_spacy(text: str) -> list[str]:
     splitter = _spacy_splitter()
     # spaCy takes a line break and the space after it for one token.
     words = [token.text.lower().rstrip(" ") for token in splitter(cut_overlong_words(text))]
-    if len(splitter.vocab) > MAX_WORDS:
+    if len(splitter.vocab.strings) > MAX_WORDS:
         _spacy_splitter.cache_clear()
     return words
 

@@ -73,7 +73,7 @@ class SourceOptions:
         metavar="DATA",
     )
     dataset_cache: str = option(
-        "./dataset_cache.bin", 'path prefix of the token cache; "" keeps it in memory', kind=path, metavar="PREFIX"
+        "./dataset_cache.bin", 'path prefix of the token cache; "" keeps none', kind=path, metavar="PREFIX"
     )
 
 
