@@ -16,6 +16,7 @@ from ignite.handlers import ProgressBar
 from ignite.handlers.tensorboard_logger import TensorboardLogger
 
 from convai.data.batches import collate_trees
+from convai.dialog.decoding import DecodingSettings, generate_replies
 from convai.errors import rank_label
 from convai.model.heads import DoubleHeads
 from convai.training.checkpoint import TrainingParts
@@ -181,9 +182,6 @@ def attach_sample_dialogs(
 @torch.inference_mode()
 def describe_example(model: DoubleHeads, valid: TreeDataset, index: int) -> str:
     """Return one example in Markdown: persona, history, gold reply, the model's choice and its own greedy reply."""
-    # transformers' generation takes seconds to import, which a run that is refused or resumed should not wait for.
-    from convai.dialog.decoding import DecodingSettings, generate_replies
-
     tokenizer, example = valid.inputs.tokenizer, valid.example(index)
     batch = collate_trees([valid[index]]).to(model.device)
     chosen = model.eval()(**batch.model_inputs()).mc_logits.argmax().item()
