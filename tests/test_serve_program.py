@@ -121,7 +121,8 @@ def test_a_port_that_is_taken_is_one_line(checkpoint):
 
 def test_the_healthcheck_finds_the_server_and_asks_it(tmp_path):
     assert options_of_server(tmp_path) is None
-    for number, words in ((1, ["sh", "-c", "python3 serve.py --port 1"]), (7, ["python3", "train.py", "serve.py"])):
+    for number, words in ((1, ["sh", "-c", "python3 serve.py --port 1"]), (7, ["python3", "train.py", "serve.py"]),
+                          (8, ["python3", "serve.py", "--port", "0"])):  # fmt: skip
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "cmdline").write_bytes("\0".join(words).encode() + b"\0")
     assert options_of_server(tmp_path) is None

@@ -23,7 +23,9 @@ def options_of_server(processes: Path = Path("/proc")) -> ServeOptions | None:
         # python3 [-u ...] serve.py [its options]
         script = next((number for number, word in enumerate(words[1:], start=1) if word[:1] != "-"), 0)
         if Path(words[script]).name == "serve.py":
-            return serve_parser().parse_known_args([word for word in words[script + 1 :] if word])[0]
+            options = serve_parser().parse_known_args([word for word in words[script + 1 :] if word])[0]
+            if options.port:  # 0 is any, which nobody outside knows
+                return options
     return None
 
 
