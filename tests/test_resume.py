@@ -311,7 +311,7 @@ class TestMisfortunes:
             while file.write(bytes(1024)):
                 pass
         run_train("--output_dir", "run", "--dataset_cache", "disk/cache", "--max_updates", 1)
-        assert "the data stay in memory this time" in caplog.text
+        assert "the data lie in temporary files this time" in caplog.text
         assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
     def test_a_run_folder_that_cannot_be_written(self, folder):

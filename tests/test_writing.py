@@ -11,12 +11,11 @@ import tokenized_dialogs
 from conftest import needs
 from dialog_files import load, warnings_in
 from test_rows import DIALOGS, SIDES, in_every_format, messages_of, write_lines
-from tokenized_dialogs import dialog, turn
+from tokenized_dialogs import bytes_of, dialog, in_memory, turn
 
 from convai.data.example_world import example_dataset
 from convai.data.formats import find_source, read_splits
 from convai.data.schema import Losses
-from convai.data.store import build_arrays, read_store
 from convai.data.writing import FORMS, convert
 from convai.errors import UserError
 from convai.options import FORM_NAMES
@@ -46,23 +45,22 @@ def test_the_options_name_the_forms():
 # What comes back
 
 
-def store_of(dialogs, tokenizer) -> dict:
-    arrays = build_arrays({"train": dialogs, "valid": []}, tokenizer)
-    return {key: (str(values.dtype), values.tobytes()) for key, values in arrays.items()}
+def examples_of(dialogs, tokenizer) -> list:
+    return list(in_memory(tokenizer, dialogs)["train"])
 
 
 @pytest.mark.parametrize("distractors", [[], ["a sailor .", "no ."]])
-def test_every_format_comes_back_out_of_every_form_with_the_same_store(tmp_path, tokenizer, distractors, caplog):
+def test_every_format_comes_back_out_of_every_form_with_the_same_examples(tmp_path, tokenizer, distractors, caplog):
     dialogs = [
         {**d, "utterances": [{**u, "candidates": [*distractors, *u["candidates"]]} for u in d["utterances"]]}
         for d in DIALOGS
     ]
-    store = store_of(dialogs, tokenizer)
+    examples = examples_of(dialogs, tokenizer)
     for number, path in enumerate(in_every_format(tmp_path, dialogs).values()):
         for form in FORMS:
             if form != "messages" or not distractors:
                 again = read_splits(write(tmp_path / str(number), form, read_splits(path)[""]))
-                assert again == {"": dialogs} and store_of(again[""], tokenizer) == store, (path, form)
+                assert again == {"": dialogs} and examples_of(again[""], tokenizer) == examples, (path, form)
     assert not warnings_in(caplog)
 
 
@@ -73,8 +71,7 @@ def test_the_stores_of_a_data_set_and_of_what_it_was_written_as_are_equal_bytes(
     for number, source in enumerate([path, write(tmp_path / "other", form, dialogs)]):
         get_dataset(tokenizer, str(source), str(tmp_path / f"cache{number}"))
         (cache,) = tmp_path.glob(f"cache{number}.*")
-        arrays = read_store(cache)  # whose metadata stand in an order of chance
-        caches.append({key: (str(values.dtype), values.tobytes()) for key, values in arrays.items()})
+        caches.append(bytes_of(cache))
     assert caches[0] == caches[1]
 
 
@@ -152,7 +149,8 @@ def test_what_is_lost_is_counted_once(tmp_path, form, given, loss, caplog):
     (dialog(turn(r"c:\new", candidates=["b"])), "texts with what means something else in ParlAI's text, which get a"),
     (dialog(turn("hi\nyour persona: x", candidates=["b"])), "texts with what means something else in ParlAI's text"),
     (dialog(turn("a", candidates=["B !", "", "b"])), "distractors that repeat the reply or have no text, which are"),
-    (dialog(turn("a", candidates=["\ud800"])), "texts with halves of characters, which are replaced: 1"),
+    (dialog(turn("a", candidates=["\ud800"])), "texts with halves of characters or NUL, which are replaced: 1"),
+    (dialog(turn("a\0", candidates=["b"])), "texts with halves of characters or NUL, which are replaced: 1"),
     (dialog(turn("a", candidates=["b"]), turn("a", "b", "c", candidates=[" "])), "replies without text, which are l"),
 ])  # fmt: skip
 def test_what_parlai_s_text_cannot_hold_is_counted(tmp_path, given, loss, caplog):

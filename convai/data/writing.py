@@ -34,7 +34,7 @@ _NO_REPLY_TEXT = "replies without text, which are left out"
 _MISREAD = "texts with what means something else in ParlAI's text, which get a space within"
 _TWINS = "distractors that repeat the reply or have no text, which are left out"
 _SIDES = "conversations whose two sides will no longer be held out together"
-_SURROGATES = "texts with halves of characters, which are replaced"
+_NO_CHARACTERS = "texts with halves of characters or NUL, which are replaced"
 
 
 class Written(NamedTuple):
@@ -264,8 +264,8 @@ def _fielded(text: str, losses: Losses) -> str:
     """Return a text as the value of a field."""
     plain = text.strip()
     losses.counts[_SPACES] += plain != text != ""
-    whole = re.sub(r"[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", plain)
-    losses.counts[_SURROGATES] += whole != plain
+    whole = re.sub(r"[\0\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", plain)
+    losses.counts[_NO_CHARACTERS] += whole != plain
     harmless = re.sub(r"(\\)(?=[nt])|(__)(?=PIPE)", r"\1\2 ", whole)
     losses.counts[_MISREAD] += harmless != whole
     return harmless.replace("\n", "\\n").replace("\t", "\\t")
