@@ -250,8 +250,8 @@ def _turn(said: str | None, has_replies: bool, losses: Losses) -> str:
 
 def _offered(reply: str, distractors: Sequence[str], losses: Losses) -> list[str]:
     """Return the candidates less those that are not read back (see parlai_text)."""
-    words = normalize_answer(reply)
-    kept = [text for text in distractors if text.strip() and normalize_answer(text) != words]
+    words = normalize_answer(_in_utf8(reply))
+    kept = [text for text in distractors if text.strip() and normalize_answer(_in_utf8(text)) != words]
     losses.counts[_TWINS] += len(distractors) - len(kept)
     return [*kept, reply]
 
@@ -264,11 +264,16 @@ def _fielded(text: str, losses: Losses) -> str:
     """Return a text as the value of a field."""
     plain = text.strip()
     losses.counts[_SPACES] += plain != text != ""
-    whole = re.sub(r"[\0\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", plain)
+    whole = _in_utf8(plain)
     losses.counts[_NO_CHARACTERS] += whole != plain
     harmless = re.sub(r"(\\)(?=[nt])|(__)(?=PIPE)", r"\1\2 ", whole)
     losses.counts[_MISREAD] += harmless != whole
     return harmless.replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _in_utf8(text: str) -> str:
+    """Return a text as a file of UTF-8 can hold it."""
+    return re.sub(r"[\0\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 FORMS = {
