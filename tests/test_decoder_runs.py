@@ -193,6 +193,13 @@ def test_speakers_tokens_are_the_only_rows_that_adapters_train():
     assert load_tokenizer("run").new_tokens == ()
 
 
+def test_no_bar_is_drawn_where_there_is_no_terminal():
+    code = "import sys; from convai.dialog.agent import DialogAgent; DialogAgent.load(sys.argv[1])"
+    result = subprocess.run([sys.executable, "-c", code, "base"], env=environment() | {"PYTHONPATH": str(ROOT)},
+                            capture_output=True, text=True, timeout=200)  # fmt: skip
+    assert result.returncode == 0 and result.stderr == ""
+
+
 def test_an_untrained_model_says_so():
     agent = DialogAgent.load("base", [TEXTS[7]])
     with pytest.raises(NoFigure):

@@ -5,6 +5,7 @@ config.json what this project records (see decoder_config): any other program th
 """
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
+from transformers.utils.logging import disable_progress_bar
 
 from convai.errors import UserError, argument
 from convai.io.files import atomic_writes
@@ -167,6 +169,8 @@ def _load_base(folder: Path, record: dict[str, Any], n_rows: int) -> CausalLM:
 
 
 def _load_causal_lm(folder: Path, settings: PretrainedConfig) -> CausalLM:
+    if not (sys.stderr and sys.stderr.isatty()):
+        disable_progress_bar()  # type: ignore[no-untyped-call] # else transformers draws into logs and pipes
     try:
         model, report = _AutoModel.from_pretrained(
             str(folder), config=settings, dtype=torch.float32, trust_remote_code=False, weights_only=True,
