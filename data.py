@@ -16,9 +16,7 @@ from convai.data.weighted import weighted_sources
 from convai.data.writing import check_target, convert
 from convai.errors import UserError, report_user_errors
 from convai.io.pretrained import locate_checkpoint, recorded_max_history
-from convai.options import InspectionOptions, inspection_parser
-
-DEFAULT_MAX_HISTORY = 2
+from convai.options import DEFAULT_MAX_HISTORY, InspectionOptions, inspection_parser
 
 logger = logging.getLogger("data")
 
@@ -27,7 +25,7 @@ logger = logging.getLogger("data")
 def main() -> None:
     args = inspection_parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for chatty in ("httpx", "huggingface_hub", "transformers"):
+    for chatty in ("httpx", "huggingface_hub", "torch", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # whatever is in the data can be written

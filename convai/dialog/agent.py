@@ -30,9 +30,7 @@ from convai.model.heads import DoubleHeads
 from convai.model.loading import load_model, load_tokenizer
 from convai.model.quantization import lower_precision
 from convai.model.tokenization import DialogTokenizer
-
-DEFAULT_MAX_HISTORY = 2  # as published
-
+from convai.options import DEFAULT_MAX_HISTORY
 
 logger = logging.getLogger(__name__)
 

@@ -107,5 +107,7 @@ def read_text(path: Path) -> str:
     """Return the text in `path`; UserError where it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} cannot be read: {error}; convert it to UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; check the path.") from error

@@ -26,6 +26,7 @@ from convai.options.scripts import (
 )
 from convai.options.serving import ServeOptions, serve_parser
 from convai.options.shared import (
+    DEFAULT_MAX_HISTORY,
     EVAL_TYPES,
     FORM_NAMES,
     RANKINGS,
@@ -39,6 +40,7 @@ from convai.options.shared import (
 from convai.options.values import MAX_SEED, non_negative_float, non_negative_int, path, positive_float, positive_int
 
 __all__ = [
+    "DEFAULT_MAX_HISTORY",
     "EVAL_TYPES",
     "FORM_NAMES",
     "MAX_SEED",

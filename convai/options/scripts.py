@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from convai.options.declare import OptionsParser, option, parser_of
 from convai.options.shared import (
+    DEFAULT_MAX_HISTORY,
     EVAL_TYPES,
     FORM_NAMES,
     AgentOptions,
@@ -37,7 +38,9 @@ class TrainingDataOptions(DistractorOptions, DataOptions):
         2, "candidate replies per training example, gold included; validation uses all", kind=positive_int
     )
     max_history: int = option(
-        2, "exchanges kept before the turn to answer (2 * max_history + 1 utterances)", kind=non_negative_int
+        DEFAULT_MAX_HISTORY,
+        "exchanges kept before the turn to answer (2 * max_history + 1 utterances)",
+        kind=non_negative_int,
     )
     personality_permutations: int = option(
         1, "times each training dialog is seen an epoch, its persona sentences rotated", kind=positive_int

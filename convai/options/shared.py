@@ -16,6 +16,7 @@ from convai.options.values import (
     seed_number,
 )
 
+DEFAULT_MAX_HISTORY = 2  # exchanges, as published
 EVAL_TYPES = ["hits@1", "ppl", "f1"]
 FORM_NAMES = ["messages", "personachat", "parlai"]
 RANKINGS = ["head", "likelihood", "pmi", "head+pmi"]
